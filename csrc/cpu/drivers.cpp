@@ -1,0 +1,285 @@
+#include "drivers.h"
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+namespace kernelzoo {
+namespace {
+
+struct Isa {
+  const char* name;
+  bool here;
+  const Kernels* tables;
+};
+
+const std::vector<Isa>& isas() {
+  static const std::vector<Isa> list = {
+#if KERNELZOO_X86
+      // every processor with avx2 and fma has f16c
+      {"avx512",
+       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"),
+       kernels_avx512()},
+      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), kernels_avx2()},
+#endif
+      {"plain", true, kernels_plain()},
+  };
+  return list;
+}
+
+const Isa*& chosen() {
+  static const Isa* isa = &*std::find_if(isas().begin(), isas().end(), [](const Isa& i) { return i.here; });
+  return isa;
+}
+
+// Elements below which a second thread costs more than it saves (a parallel region takes about 2 us).
+constexpr int64_t SERIAL = 16384;
+// Elements an elementwise task takes: whole blocks.
+constexpr int64_t SPAN = 16 * BLOCK;
+
+constexpr int64_t ITEM[DTYPES] = {8, 4, 2, 2};
+
+const void* at(const void* p, int dtype, int64_t i) {
+  return p ? static_cast<const char*>(p) + i * ITEM[dtype] : nullptr;
+}
+void* at(void* p, int dtype, int64_t i) { return p ? static_cast<char*>(p) + i * ITEM[dtype] : nullptr; }
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// How a contiguous (M, N) is cut into pieces of at most BLOCK elements: several whole rows, or part of one.
+struct Cut {
+  int64_t rows, width, columns;  // rows a unit, columns a piece, pieces a row
+
+  Cut(int64_t N, bool contiguous) {
+    rows = contiguous ? std::max<int64_t>(1, BLOCK / N) : 1;
+    columns = ceil_div(N, BLOCK);
+    width = std::min(N, ceil_div(ceil_div(N, columns), 64) * 64);
+  }
+};
+
+template <class T>
+void bias_act_rows(const Kernels& k, int dtype, int act, void* z, const void* bias, void* y, int64_t M, int64_t N,
+                   bool save_z, double p0, double p1, int threads) {
+  const Cut cut(N, true);
+  const std::unique_ptr<T[]> repeated(new T[cut.rows * N]);
+  k.load(bias, repeated.get(), N);
+  for (int64_t r = 1; r < cut.rows; ++r) std::copy_n(repeated.get(), N, repeated.get() + r * N);
+  const int64_t units = ceil_div(M, cut.rows);
+#pragma omp parallel for num_threads(threads) if (M * N > SERIAL)
+  for (int64_t u = 0; u < units; ++u) {
+    const int64_t row = u * cut.rows, length = std::min(cut.rows, M - row) * N;
+    const int64_t width = cut.rows > 1 ? length : cut.width;
+    for (int64_t j = 0; j < length; j += width) {
+      const int64_t i = row * N + j;
+      k.bias_act(act, at(z, dtype, i), repeated.get() + j, at(y, dtype, i), std::min(width, length - j), save_z, p0,
+                 p1);
+    }
+  }
+}
+
+// Column sums: RUN units into a block's accumulator, the runs into the block's partial result, and the blocks,
+// at most 64, in double. No sum is longer than a few hundred, whatever M.
+template <class T>
+void linear_bwd_rows(const Kernels& k, int dtype, int act, const void* dy, int64_t stride_dym, const void* saved,
+                     void* dz, void* db, int64_t M, int64_t N, double p0, double p1, int threads) {
+  constexpr int64_t RUN = 64, MAX_BLOCKS = 64;
+  const Cut cut(N, stride_dym == N);
+  const int64_t units = ceil_div(M, cut.rows);
+  const int64_t block_units = RUN * ceil_div(units, RUN * MAX_BLOCKS), blocks = ceil_div(units, block_units);
+  const std::unique_ptr<T[]> partial(db ? new T[blocks * N] : nullptr);
+#pragma omp parallel for collapse(2) num_threads(threads) if (M * N > SERIAL)
+  for (int64_t b = 0; b < blocks; ++b) {
+    for (int64_t c = 0; c < cut.columns; ++c) {
+      const int64_t j = c * cut.width, w = std::min(cut.width, N - j);
+      T* mine = db ? partial.get() + b * N + j : nullptr;
+      if (db) std::fill_n(mine, w, T(0));
+      T sum[BLOCK];
+      const int64_t end = std::min(units, (b + 1) * block_units);
+      for (int64_t first = b * block_units; first < end; first += RUN) {
+        if (db) std::fill_n(sum, cut.rows * w, T(0));
+        for (int64_t u = first; u < std::min(end, first + RUN); ++u) {
+          const int64_t row = u * cut.rows, length = std::min(cut.rows, M - row) * w;
+          k.act_bwd_sum(act, at(dy, dtype, row * stride_dym + j), at(saved, dtype, row * N + j),
+                        at(dz, dtype, row * N + j), db ? sum : nullptr, length, p0, p1);
+        }
+        if (db)
+          for (int64_t r = 0; r < cut.rows; ++r)
+            for (int64_t i = 0; i < w; ++i) mine[i] += sum[r * w + i];
+      }
+    }
+  }
+  if (!db) return;
+#pragma omp parallel for num_threads(threads) if (blocks * N > SERIAL)
+  for (int64_t c = 0; c < cut.columns; ++c) {
+    const int64_t j = c * cut.width, w = std::min(cut.width, N - j);
+    double total[BLOCK] = {};
+    T rounded[BLOCK];
+    for (int64_t b = 0; b < blocks; ++b)
+      for (int64_t i = 0; i < w; ++i) total[i] += partial[b * N + j + i];
+    for (int64_t i = 0; i < w; ++i) rounded[i] = T(total[i]);
+    k.store(rounded, at(db, dtype, j), w);
+  }
+}
+
+// f(first, count) over the pieces of a row: on `threads` threads, or on one where the caller has divided the rows.
+template <class F>
+void for_pieces(int64_t n, int threads, F f) {
+  const int64_t pieces = ceil_div(n, PIECE);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (int64_t p = 0; p < pieces; ++p) f(p * PIECE, std::min(PIECE, n - p * PIECE));
+}
+
+// The pieces' results f(first, count), in order.
+template <class F>
+std::vector<double> of_pieces(int64_t n, int threads, F f) {
+  std::vector<double> results(ceil_div(n, PIECE));
+  for_pieces(n, threads, [&](int64_t first, int64_t count) { results[first / PIECE] = f(first, count); });
+  return results;
+}
+
+double sum(const std::vector<double>& values) {
+  double total = 0;
+  for (double value : values) total += value;
+  return total;
+}
+
+// f(row, threads for its pieces): rows in parallel, or where there are too few, the pieces of each.
+template <class F>
+void for_rows(int64_t outer, int64_t n, int threads, F f) {
+  if (outer < threads && n > 2 * PIECE) {
+    for (int64_t row = 0; row < outer; ++row) f(row, threads);
+    return;
+  }
+#pragma omp parallel for num_threads(threads) if (outer * n > SERIAL)
+  for (int64_t row = 0; row < outer; ++row) f(row, 1);
+}
+
+// f(offset, columns) over tiles of (outer, n, inner) that fit a core's cache together with their result.
+template <class F>
+void for_tiles(int dtype, int64_t outer, int64_t n, int64_t inner, int threads, F f) {
+  const int64_t fit = (256 << 10) / (n * ITEM[dtype]) / 64 * 64;
+  const int64_t width = std::clamp<int64_t>(fit, 64, TILE), tiles = ceil_div(inner, width);
+#pragma omp parallel for collapse(2) num_threads(threads) if (outer * n * inner > SERIAL)
+  for (int64_t o = 0; o < outer; ++o)
+    for (int64_t t = 0; t < tiles; ++t) f(o * n * inner + t * width, std::min(width, inner - t * width));
+}
+
+const Kernels& kernels(int dtype) { return chosen()->tables[dtype]; }
+
+// torch compares hardshrink's input, and in the backward softshrink's, with lambd in the tensor's dtype.
+double bound(int dtype, int act, bool backward, double p0) {
+  if (dtype == F64 || !(act == ACT_hardshrink || (backward && act == ACT_softshrink))) return p0;
+  const Kernels& k = kernels(dtype);
+  float value = static_cast<float>(p0), stored;
+  k.store(&value, &stored, 1);
+  k.load(&stored, &value, 1);
+  return value;
+}
+
+}  // namespace
+
+const char* isa() { return chosen()->name; }
+
+bool set_isa(const char* name) {
+  for (const Isa& isa : isas())
+    if (isa.here && !std::strcmp(isa.name, name)) {
+      chosen() = &isa;
+      return true;
+    }
+  return false;
+}
+
+void act_fwd(int dtype, int act, const void* x, void* y, int64_t n, double p0, double p1, int threads) {
+  const Kernels& k = kernels(dtype);
+  p0 = bound(dtype, act, false, p0);
+  const int64_t spans = ceil_div(n, SPAN);
+#pragma omp parallel for num_threads(threads) if (n > SERIAL)
+  for (int64_t s = 0; s < spans; ++s) {
+    const int64_t i = s * SPAN;
+    k.act_fwd(act, at(x, dtype, i), at(y, dtype, i), std::min(SPAN, n - i), p0, p1);
+  }
+}
+
+void act_bwd(int dtype, int act, const void* dy, const void* saved, void* dx, int64_t n, double p0, double p1,
+             int threads) {
+  const Kernels& k = kernels(dtype);
+  p0 = bound(dtype, act, true, p0);
+  const int64_t spans = ceil_div(n, SPAN);
+#pragma omp parallel for num_threads(threads) if (n > SERIAL)
+  for (int64_t s = 0; s < spans; ++s) {
+    const int64_t i = s * SPAN;
+    k.act_bwd(act, at(dy, dtype, i), at(saved, dtype, i), at(dx, dtype, i), std::min(SPAN, n - i), p0, p1);
+  }
+}
+
+void bias_act(int dtype, int act, void* z, const void* bias, void* y, int64_t M, int64_t N, bool save_z, double p0,
+              double p1, int threads) {
+  const auto rows = dtype == F64 ? bias_act_rows<double> : bias_act_rows<float>;
+  p0 = bound(dtype, act, false, p0);
+  rows(kernels(dtype), dtype, act, z, bias, y, M, N, save_z, p0, p1, threads);
+}
+
+void linear_bwd(int dtype, int act, const void* dy, int64_t stride_dym, const void* saved, void* dz, void* db,
+                int64_t M, int64_t N, double p0, double p1, int threads) {
+  const auto rows = dtype == F64 ? linear_bwd_rows<double> : linear_bwd_rows<float>;
+  p0 = bound(dtype, act, true, p0);
+  rows(kernels(dtype), dtype, act, dy, stride_dym, saved, dz, db, M, N, p0, p1, threads);
+}
+
+void softmax_fwd(int dtype, const void* x, void* y, int64_t outer, int64_t n, int64_t inner, bool log, int threads) {
+  const Kernels& k = kernels(dtype);
+  if (inner > 1) {
+    for_tiles(dtype, outer, n, inner, threads, [&](int64_t i, int64_t columns) {
+      k.tile_fwd(at(x, dtype, i), at(y, dtype, i), n, inner, columns, log);
+    });
+    return;
+  }
+  for_rows(outer, n, threads, [&](int64_t row, int row_threads) {
+    const void* xs = at(x, dtype, row * n);
+    void* ys = at(y, dtype, row * n);
+    if (n <= PIECE) {
+      const double max = k.row_max(xs, n);
+      k.row_fwd(xs, ys, n, max, k.row_sum(xs, n, max), log);
+      return;
+    }
+    const std::vector<double> maxima = of_pieces(
+        n, row_threads, [&](int64_t first, int64_t count) { return k.row_max(at(xs, dtype, first), count); });
+    const double max = *std::max_element(maxima.begin(), maxima.end());
+    const double total = sum(of_pieces(n, row_threads, [&](int64_t first, int64_t count) {
+      return k.row_sum(at(xs, dtype, first), count, max);
+    }));
+    for_pieces(n, row_threads, [&](int64_t first, int64_t count) {
+      k.row_fwd(at(xs, dtype, first), at(ys, dtype, first), count, max, total, log);
+    });
+  });
+}
+
+void softmax_bwd(int dtype, const void* dy, const void* y, void* dx, int64_t outer, int64_t n, int64_t inner,
+                 bool log, int threads) {
+  const Kernels& k = kernels(dtype);
+  if (inner > 1) {
+    for_tiles(dtype, outer, n, inner, threads, [&](int64_t i, int64_t columns) {
+      k.tile_bwd(at(dy, dtype, i), at(y, dtype, i), at(dx, dtype, i), n, inner, columns, log);
+    });
+    return;
+  }
+  for_rows(outer, n, threads, [&](int64_t row, int row_threads) {
+    const void* dys = at(dy, dtype, row * n);
+    const void* ys = at(y, dtype, row * n);
+    void* dxs = at(dx, dtype, row * n);
+    if (n <= PIECE) {
+      k.row_bwd(dys, ys, dxs, n, k.row_dot(dys, ys, n, log), log);
+      return;
+    }
+    const double total = sum(of_pieces(n, row_threads, [&](int64_t first, int64_t count) {
+      return k.row_dot(at(dys, dtype, first), at(ys, dtype, first), count, log);
+    }));
+    for_pieces(n, row_threads, [&](int64_t first, int64_t count) {
+      k.row_bwd(at(dys, dtype, first), at(ys, dtype, first), at(dxs, dtype, first), count, total, log);
+    });
+  });
+}
+
+}  // namespace kernelzoo

@@ -1,0 +1,215 @@
+// Softmax along contiguous elements (row_*) and along the rows of a tile (tile_*).
+//
+// exp is computed twice, for the sum and for the result: storing it between would cost a write and a read.
+// nan and inf need no care: a nan or +inf makes the sum nan, a row of -inf has x - max = nan.
+
+// A probability or gradient that is denormal slows the product it enters up to 25 times.
+inline float flushed(float x) { return math::abs(x) < 1.17549435e-38f ? 0.0f : x; }
+inline double flushed(double x) { return x; }
+
+// `total` is log(sum) or 1 / sum
+template <class T>
+inline T softmax_value(T x, T max, T total, bool log) {
+  const T shifted = x - max;
+  return log ? shifted - total : flushed(math::exp_flushed(shifted) * total);
+}
+
+template <class T>
+inline T softmax_grad(T dy, T y, T total, bool log) {
+  return flushed(log ? dy - math::exp_flushed(y) * total : y * (dy - total));
+}
+
+// The elements as T, up to a whole number of vectors: the memory itself where it serves, else a padded copy.
+template <class S, class T>
+inline const T* whole_block(const S* s, T* buffer, int64_t n, T pad) {
+  if constexpr (sizeof(S) == sizeof(T)) {
+    if (n == whole<T>(n)) return s;
+  }
+  load(s, buffer, n);
+  for (int64_t i = n; i < padded<T>(n); ++i) buffer[i] = pad;
+  return buffer;
+}
+
+// Where to compute n results for s, up to a whole number of vectors.
+template <class S, class T>
+inline T* whole_target(S* s, T* buffer, int64_t n) {
+  if constexpr (sizeof(S) == sizeof(T)) {
+    if (n == whole<T>(n)) return s;
+  }
+  return buffer;
+}
+
+template <class S, class T>
+inline void finish(const T* target, S* s, int64_t n) {
+  if (static_cast<const void*>(target) != s) store(target, s, n);
+}
+
+// One running result a lane: a compiler may not reorder a sum, and so the order is ours whatever the vectors.
+template <class T>
+inline T fold_max(const T* lanes) {
+  T result = lanes[0];
+  for (int64_t l = 1; l < LANES<T>; ++l) result = lanes[l] > result ? lanes[l] : result;
+  return result;
+}
+
+template <class T>
+inline T fold_sum(T* lanes) {
+  for (int64_t half = LANES<T> / 2; half; half /= 2)
+    for (int64_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  return lanes[0];
+}
+
+template <class S, class T>
+double row_max(const void* x_, int64_t n) {
+  const S* x = static_cast<const S*>(x_);
+  T buffer[BLOCK], lanes[LANES<T>];
+  for (T& lane : lanes) lane = T(-INFINITY);
+  for (int64_t i = 0; i < n; i += BLOCK) {
+    const int64_t m = n - i < BLOCK ? n - i : BLOCK;
+    const T* block = whole_block(x + i, buffer, m, T(-INFINITY));
+    for (int64_t j = 0; j < padded<T>(m); j += LANES<T>)
+      for (int64_t l = 0; l < LANES<T>; ++l) lanes[l] = block[j + l] > lanes[l] ? block[j + l] : lanes[l];
+  }
+  return fold_max(lanes);
+}
+
+template <class S, class T>
+double row_sum(const void* x_, int64_t n, double max_) {
+  const S* x = static_cast<const S*>(x_);
+  const T max = T(max_);
+  T buffer[BLOCK], lanes[LANES<T>] = {};
+  for (int64_t i = 0; i < n; i += BLOCK) {
+    const int64_t m = n - i < BLOCK ? n - i : BLOCK;
+    const T* block = whole_block(x + i, buffer, m, T(-INFINITY));
+    for (int64_t j = 0; j < padded<T>(m); j += LANES<T>)
+      for (int64_t l = 0; l < LANES<T>; ++l) lanes[l] += math::exp_flushed(block[j + l] - max);
+  }
+  return fold_sum(lanes);
+}
+
+template <class S, class T>
+void row_fwd(const void* x_, void* y_, int64_t n, double max_, double sum, bool log) {
+  const S* x = static_cast<const S*>(x_);
+  S* y = static_cast<S*>(y_);
+  const T max = T(max_), total = log ? T(std::log(sum)) : T(1 / sum);
+  T buffer[BLOCK];
+  for (int64_t i = 0; i < n; i += BLOCK) {
+    const int64_t m = n - i < BLOCK ? n - i : BLOCK;
+    const T* block = whole_block(x + i, buffer, m, T(0));
+    T* target = whole_target(y + i, buffer, m);
+#pragma omp simd
+    for (int64_t j = 0; j < padded<T>(m); ++j) target[j] = softmax_value(block[j], max, total, log);
+    finish(target, y + i, m);
+  }
+}
+
+template <class S, class T>
+double row_dot(const void* dy_, const void* y_, int64_t n, bool log) {
+  const S* dy = static_cast<const S*>(dy_);
+  const S* y = static_cast<const S*>(y_);
+  T buffer[BLOCK], buffer_y[BLOCK], lanes[LANES<T>] = {};
+  for (int64_t i = 0; i < n; i += BLOCK) {
+    const int64_t m = n - i < BLOCK ? n - i : BLOCK;
+    const T* block = whole_block(dy + i, buffer, m, T(0));
+    if (log) {
+      for (int64_t j = 0; j < padded<T>(m); j += LANES<T>)
+        for (int64_t l = 0; l < LANES<T>; ++l) lanes[l] += block[j + l];
+    } else {
+      const T* block_y = whole_block(y + i, buffer_y, m, T(0));
+      for (int64_t j = 0; j < padded<T>(m); j += LANES<T>)
+        for (int64_t l = 0; l < LANES<T>; ++l) lanes[l] += block[j + l] * block_y[j + l];
+    }
+  }
+  return fold_sum(lanes);
+}
+
+template <class S, class T>
+void row_bwd(const void* dy_, const void* y_, void* dx_, int64_t n, double total_, bool log) {
+  const S* dy = static_cast<const S*>(dy_);
+  const S* y = static_cast<const S*>(y_);
+  S* dx = static_cast<S*>(dx_);
+  const T total = T(total_);
+  T buffer[BLOCK], buffer_y[BLOCK];
+  for (int64_t i = 0; i < n; i += BLOCK) {
+    const int64_t m = n - i < BLOCK ? n - i : BLOCK;
+    const T* block = whole_block(dy + i, buffer, m, T(0));
+    const T* block_y = whole_block(y + i, buffer_y, m, T(0));
+    T* target = whole_target(dx + i, buffer, m);
+#pragma omp simd
+    for (int64_t j = 0; j < padded<T>(m); ++j) target[j] = softmax_grad(block[j], block_y[j], total, log);
+    finish(target, dx + i, m);
+  }
+}
+
+// Sums down a tile are taken over so many rows at a time.
+constexpr int64_t RUN = 64;
+
+template <class S, class T>
+void tile_fwd(const void* x_, void* y_, int64_t n, int64_t stride, int64_t w, bool log) {
+  const S* x = static_cast<const S*>(x_);
+  S* y = static_cast<S*>(y_);
+  T buffer[TILE], max[TILE], run[TILE], total[TILE];
+  const int64_t p = padded<T>(w);
+  for (int64_t j = 0; j < p; ++j) {
+    max[j] = T(-INFINITY);
+    total[j] = 0;
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    const T* block = whole_block(x + i * stride, buffer, w, T(0));
+#pragma omp simd
+    for (int64_t j = 0; j < p; ++j) max[j] = block[j] > max[j] ? block[j] : max[j];
+  }
+  for (int64_t first = 0; first < n; first += RUN) {
+    const int64_t end = n - first < RUN ? n : first + RUN;
+    for (int64_t j = 0; j < p; ++j) run[j] = 0;
+    for (int64_t i = first; i < end; ++i) {
+      const T* block = whole_block(x + i * stride, buffer, w, T(0));
+#pragma omp simd
+      for (int64_t j = 0; j < p; ++j) run[j] += math::exp_flushed(block[j] - max[j]);
+    }
+    for (int64_t j = 0; j < p; ++j) total[j] += run[j];
+  }
+#pragma omp simd
+  for (int64_t j = 0; j < p; ++j) total[j] = log ? math::log1p(total[j] - 1) : 1 / total[j];
+  for (int64_t i = 0; i < n; ++i) {
+    const T* block = whole_block(x + i * stride, buffer, w, T(0));
+    T* target = whole_target(y + i * stride, buffer, w);
+#pragma omp simd
+    for (int64_t j = 0; j < p; ++j) target[j] = softmax_value(block[j], max[j], total[j], log);
+    finish(target, y + i * stride, w);
+  }
+}
+
+template <class S, class T>
+void tile_bwd(const void* dy_, const void* y_, void* dx_, int64_t n, int64_t stride, int64_t w, bool log) {
+  const S* dy = static_cast<const S*>(dy_);
+  const S* y = static_cast<const S*>(y_);
+  S* dx = static_cast<S*>(dx_);
+  T buffer[TILE], buffer_y[TILE], run[TILE], total[TILE];
+  const int64_t p = padded<T>(w);
+  for (int64_t j = 0; j < p; ++j) total[j] = 0;
+  for (int64_t first = 0; first < n; first += RUN) {
+    const int64_t end = n - first < RUN ? n : first + RUN;
+    for (int64_t j = 0; j < p; ++j) run[j] = 0;
+    for (int64_t i = first; i < end; ++i) {
+      const T* block = whole_block(dy + i * stride, buffer, w, T(0));
+      const T* block_y = log ? nullptr : whole_block(y + i * stride, buffer_y, w, T(0));
+      if (log) {
+#pragma omp simd
+        for (int64_t j = 0; j < p; ++j) run[j] += block[j];
+      } else {
+#pragma omp simd
+        for (int64_t j = 0; j < p; ++j) run[j] += block[j] * block_y[j];
+      }
+    }
+    for (int64_t j = 0; j < p; ++j) total[j] += run[j];
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    const T* block = whole_block(dy + i * stride, buffer, w, T(0));
+    const T* block_y = whole_block(y + i * stride, buffer_y, w, T(0));
+    T* target = whole_target(dx + i * stride, buffer, w);
+#pragma omp simd
+    for (int64_t j = 0; j < p; ++j) target[j] = softmax_grad(block[j], block_y[j], total[j], log);
+    finish(target, dx + i * stride, w);
+  }
+}

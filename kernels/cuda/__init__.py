@@ -1,0 +1,1 @@
+"""CUDA C++ kernels (csrc/cuda), reached through the native module `kernelzoo._cuda`."""

@@ -1,0 +1,39 @@
+"""Mirror of torch.nn.functional: what kernelzoo accelerates, and torch's own object for every other name."""
+
+import torch.nn.functional as _torch
+
+from .ops.activation import (
+    celu,
+    elu,
+    gelu,
+    hardshrink,
+    hardsigmoid,
+    hardswish,
+    hardtanh,
+    leaky_relu,
+    logsigmoid,
+    mish,
+    relu,
+    relu6,
+    selu,
+    sigmoid,
+    silu,
+    softplus,
+    softshrink,
+    softsign,
+    tanh,
+    tanhshrink,
+    threshold,
+)
+from .ops.linear import linear
+from .ops.softmax import log_softmax, softmax
+
+__all__ = [name for name in dir() if not name.startswith("_")]
+
+
+def __getattr__(name):
+    return getattr(_torch, name)
+
+
+def __dir__():
+    return sorted({*__all__, *dir(_torch)})

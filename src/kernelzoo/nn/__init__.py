@@ -1,0 +1,40 @@
+"""Mirror of torch.nn: what kernelzoo accelerates, and torch's own object for every other name."""
+
+import torch.nn as _torch
+
+from .activation import (
+    CELU,
+    ELU,
+    GELU,
+    SELU,
+    Hardshrink,
+    Hardsigmoid,
+    Hardswish,
+    Hardtanh,
+    LeakyReLU,
+    LogSigmoid,
+    LogSoftmax,
+    Mish,
+    ReLU,
+    ReLU6,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
+    Softshrink,
+    Softsign,
+    Tanh,
+    Tanhshrink,
+    Threshold,
+)
+from .linear import Linear
+
+__all__ = [name for name in dir() if name[0].isupper()]
+
+
+def __getattr__(name):
+    return getattr(_torch, name)
+
+
+def __dir__():
+    return sorted({*__all__, *dir(_torch)})

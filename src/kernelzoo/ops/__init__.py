@@ -1,0 +1,1 @@
+"""The ops: formula, torch ops, Function, public function and checks, a file each."""

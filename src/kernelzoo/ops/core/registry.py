@@ -1,0 +1,46 @@
+"""The torch ops: every launcher behind one opaque op, so that compile and export see a call and no kernel.
+
+`torch.library.Library.define/impl` costs 2 us a call where `custom_op` costs 10 to 20.
+"""
+
+import functools
+import importlib
+
+import torch
+
+from . import choice
+
+_library = torch.library.Library("kernelzoo", "DEF")
+
+
+@functools.cache
+def launcher(backend, module, name):
+    return getattr(importlib.import_module(f"kernelzoo.kernels.{backend}.{module}"), name)
+
+
+def define(schema, module, fake, prepare=None):
+    """Define `kernelzoo::<name>` and return its overload.
+
+    schema: the launcher's signature without the last argument, `str backend`, which is added here: the name
+    of a kernel backend, or "auto", which is decided when the op runs (a compiled or exported graph stays
+    free to move). module: the file in `kernels/<backend>/`. fake: the outputs' shapes, from the launcher's
+    arguments. prepare: maps the arguments to what the launcher is promised (layout).
+    """
+    head, returns = schema.split(") ->")
+    name = head.split("(")[0]
+
+    def run(*args):
+        *args, backend = args
+        if backend == "auto":
+            backend = choice.automatic(module, args[0].device.type, args[0].dtype)
+            if backend is None:
+                raise choice.BackendUnavailable(f"{name}: no kernel for {args[0].dtype} on {args[0].device}")
+        if prepare:
+            args = prepare(*args)
+        return launcher(backend, module, name)(*args)
+
+    tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+    _library.define(f"{head}, str backend) ->{returns}", tags=tags)
+    _library.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"kernelzoo::{name}", lambda *args: fake(*args[:-1]), lib=_library)
+    return getattr(torch.ops.kernelzoo, name).default

@@ -1,0 +1,144 @@
+"""Linear layer with a fused activation: y = f(x Wᵀ + b).
+
+Backward, with z = x Wᵀ + b: dz = dy f'(z), dx = dz W, dW = dzᵀ x, db = Σ dz over rows.
+"""
+
+import torch
+from torch.nn import functional as T
+
+from .activation import parse
+from .core import ArgumentError, ArgumentTypeError, KernelFunction, below, define
+from .core.checks import same_device, same_dtype
+
+linear_act_fwd = define(
+    "linear_act_fwd(Tensor x, Tensor w, Tensor? b, str act, float p0, float p1, bool save_z) -> (Tensor, Tensor)",
+    "linear",
+    fake=lambda x, w, b, act, p0, p1, save_z: (
+        x.new_empty(x.shape[0], w.shape[0]),
+        x.new_empty(x.shape[0], w.shape[0]) if save_z else None,
+    ),
+)
+linear_act_bwd = define(
+    "linear_act_bwd(Tensor dy, Tensor x, Tensor w, Tensor? saved, str act, float p0, float p1, "
+    "bool need_dx, bool need_dw, bool need_db) -> (Tensor, Tensor, Tensor)",
+    "linear",
+    fake=lambda dy, x, w, saved, act, p0, p1, need_dx, need_dw, need_db: (
+        x.new_empty(x.shape) if need_dx else None,
+        w.new_empty(w.shape) if need_dw else None,
+        w.new_empty(w.shape[0]) if need_db else None,
+    ),
+)
+
+
+class LinearAct(KernelFunction):
+    """Saved for the backward: x, W, b (as torch does) and y where f' can be had from it, z otherwise."""
+
+    module = "linear"
+    autocast = {"cpu": "lower", "cuda": "lower"}
+
+    @staticmethod
+    def formula(x, weight, bias, act):
+        return act.formula(T.linear(x, weight, bias))
+
+    @staticmethod
+    def rule(x, weight, bias, act):
+        if act.name == "none":
+            return "a bare product is torch's own"
+        if x.device.type == "cpu" and below(x.numel() // x.shape[-1] * weight.shape[0], SMALL):
+            return f"fewer than {SMALL} outputs on a CPU"
+        return None
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, act, backend):
+        save_z = any(ctx.needs_input_grad) and act.name != "none" and not act.saves_output
+        y, z = linear_act_fwd(x.reshape(-1, x.shape[-1]), weight, bias, *act.flat(), save_z, backend)
+        if act.name != "none":
+            z = y if act.saves_output else z
+        y = y.view(*x.shape[:-1], weight.shape[0])
+        ctx.save_for_backward(x, weight, bias, y if act.saves_output else z)
+        ctx.act, ctx.backend = act, backend
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight, _, saved = ctx.saved_tensors
+        n, k = weight.shape
+        if saved is not None:
+            saved = saved.reshape(-1, n)
+        dx, dw, db = linear_act_bwd(
+            dy.reshape(-1, n),
+            x.reshape(-1, k),
+            weight,
+            saved,
+            *ctx.act.flat(),
+            *ctx.needs_input_grad[:3],
+            ctx.backend,
+        )
+        return None if dx is None else dx.view(x.shape), dw, db
+
+    @staticmethod
+    def inputs(ctx):
+        return (*ctx.saved_tensors[:3], ctx.act)
+
+
+# Below this a call's fixed cost outweighs what the kernel saves, forward and backward together.
+SMALL = 1 << 16
+
+
+def linear(input, weight, bias=None, *, act=None):
+    """y = f(x Wᵀ + b): torch.nn.functional.linear, with the activation f fused behind it.
+
+    Args:
+        input: x, of shape (*, in_features), any leading dimensions including none.
+        weight: W, of shape (out_features, in_features) or (in_features,).
+        bias: b, of shape (out_features,), or None.
+        act: None, the name of an activation ("relu", "gelu", "gelu_tanh", "silu", ...), or
+            (name, parameter, ...) with the parameters in the order of torch's function of that name,
+            as in ("leaky_relu", 0.2) or ("hardtanh", -2, 2).
+
+    Returns:
+        y, of shape (*, out_features), in the arguments' common dtype (autocast's under torch.autocast).
+
+    float64, float32, bfloat16 and float16 run on kernels; every other dtype and layout runs the formula.
+    The sum, the bias and f are computed in float32 (float64 for float64) and rounded once.
+
+    Saved for the backward: x, W, b, and y where f' can be had from it (relu, relu6, leaky_relu with a
+    positive slope, hardtanh, sigmoid, tanh), else z = x Wᵀ + b, and that only when a gradient can be asked for.
+
+    Raises:
+        ArgumentError (a ValueError and a RuntimeError): shapes or devices that do not fit, an unknown act.
+        ArgumentTypeError (a TypeError and a RuntimeError): dtypes that do not fit, arguments of another type.
+    """
+    act = parse("linear", act)
+    _check(input, weight, bias)
+    if weight.dim() != 2 or (bias is not None and bias.dim() != 1):  # what torch allows besides: its own call
+        return LinearAct.formula(input, weight, bias, act)
+    return LinearAct.call(input, weight, bias, act)
+
+
+def _check(x, weight, bias):
+    for name, t in (("input", x), ("weight", weight), ("bias", bias)):
+        if not isinstance(t, torch.Tensor) and not (name == "bias" and t is None):
+            raise ArgumentTypeError(f"linear: {name} must be a Tensor, got {type(t).__name__}")
+    if x.dim() == 0:
+        raise ArgumentError("linear: input has no dimensions; expected shape (*, in_features)")
+    if weight.dim() not in (1, 2):
+        raise ArgumentError(
+            f"linear: weight has {weight.dim()} dimensions, shape {tuple(weight.shape)}; "
+            f"expected (out_features, in_features)"
+        )
+    features = x.shape[-1]
+    if weight.shape[-1] != features:
+        raise ArgumentError(
+            f"linear: weight has {weight.shape[-1]} columns but input has {features} features; "
+            f"expected weight of shape (N, {features}), got {tuple(weight.shape)}"
+        )
+    if bias is not None and bias.dim() == 1 and weight.dim() == 2 and bias.shape[0] not in (weight.shape[0], 1):
+        raise ArgumentError(
+            f"linear: bias has {bias.shape[0]} elements but weight has {weight.shape[0]} rows; "
+            f"expected bias of shape ({weight.shape[0]},)"
+        )
+    named = {"input": x, "weight": weight, "bias": bias}
+    same_device("linear", named)
+    if not torch.is_autocast_enabled(x.device.type):
+        same_dtype("linear", named)

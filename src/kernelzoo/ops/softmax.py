@@ -1,0 +1,113 @@
+"""Softmax over one dimension: y_i = exp(x_i) / Σ_j exp(x_j), and its logarithm.
+
+Backward: dx = y (dy - Σ dy y) for softmax, dx = dy - exp(y) Σ dy for log_softmax.
+"""
+
+import torch
+from torch.nn import functional as T
+
+from .core import ArgumentTypeError, KernelFunction, below, define
+
+softmax_fwd = define(
+    "softmax_fwd(Tensor x, bool log) -> Tensor",
+    "softmax",
+    fake=lambda x, log: torch.empty_like(x, memory_format=torch.contiguous_format),
+    prepare=lambda x, log: (x.contiguous(), log),
+)
+softmax_bwd = define(
+    "softmax_bwd(Tensor dy, Tensor y, bool log) -> Tensor",
+    "softmax",
+    fake=lambda dy, y, log: torch.empty_like(y, memory_format=torch.contiguous_format),
+    prepare=lambda dy, y, log: (dy.contiguous(), y.contiguous(), log),
+)
+
+
+class SoftmaxFunction(KernelFunction):
+    """Saved for the backward: the output."""
+
+    module = "softmax"
+    autocast = {"cuda": torch.float32}
+
+    @staticmethod
+    def label(x, dim, log):
+        return "log_softmax" if log else "softmax"
+
+    @staticmethod
+    def formula(x, dim, log):
+        return T.log_softmax(x, dim) if log else T.softmax(x, dim)
+
+    @staticmethod
+    def rule(x, dim, log):
+        if x.device.type == "cpu" and below(x.numel(), SMALL):
+            return f"fewer than {SMALL} elements on a CPU"
+        return None
+
+    @staticmethod
+    def forward(ctx, x, dim, log, backend):
+        y = softmax_fwd(_rows(x, dim), log, backend).view(x.shape)
+        ctx.save_for_backward(y)
+        ctx.dim, ctx.log, ctx.backend = dim, log, backend
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        (y,) = ctx.saved_tensors
+        return (softmax_bwd(_rows(dy, ctx.dim), _rows(y, ctx.dim), ctx.log, ctx.backend).view(y.shape),)
+
+    @classmethod
+    def _by_formula(cls, ctx, dy):
+        (y,) = ctx.saved_tensors
+        if ctx.log:
+            return [dy - y.exp() * dy.sum(ctx.dim, keepdim=True)]
+        return [y * (dy - (dy * y).sum(ctx.dim, keepdim=True))]
+
+
+# Below this a call's fixed cost outweighs what the kernel saves, forward and backward together.
+SMALL = 1 << 16
+
+
+def _rows(t, dim):
+    """t as contiguous (outer, n, inner) with n the size of dim."""
+    shape = t.shape or (1,)
+    dim %= len(shape)
+    outer, inner = 1, 1
+    for size in shape[:dim]:
+        outer *= size
+    for size in shape[dim + 1 :]:
+        inner *= size
+    return t.contiguous().view(outer, shape[dim], inner)
+
+
+def softmax(input, dim=None, _stacklevel=3, dtype=None):
+    """y_i = exp(x_i) / Σ_j exp(x_j) over dimension `dim`: torch.nn.functional.softmax.
+
+    input: any shape; dim: the dimension that sums to 1 (None, deprecated in torch, is torch's own call);
+    dtype: converts the input first. Returns y, of input's shape. Saved for the backward: y.
+    """
+    return _softmax("softmax", T.softmax, input, dim, _stacklevel, dtype, log=False)
+
+
+def log_softmax(input, dim=None, _stacklevel=3, dtype=None):
+    """y_i = x_i - log Σ_j exp(x_j) over dimension `dim`: torch.nn.functional.log_softmax.
+
+    Arguments and what is saved are `softmax`'s.
+    """
+    return _softmax("log_softmax", T.log_softmax, input, dim, _stacklevel, dtype, log=True)
+
+
+def _softmax(name, torch_function, input, dim, _stacklevel, dtype, log):
+    if not isinstance(input, torch.Tensor):
+        raise ArgumentTypeError(f"{name}: input must be a Tensor, got {type(input).__name__}")
+    if dim is None:
+        return torch_function(input, None, _stacklevel + 2, dtype)
+    if not isinstance(dim, int) or isinstance(dim, bool):
+        raise ArgumentTypeError(f"{name}: dim must be an int, got {dim!r}")
+    rank = max(input.dim(), 1)
+    if not -rank <= dim < rank:
+        raise IndexError(
+            f"{name}: Dimension out of range (expected to be in range of [{-rank}, {rank - 1}], but got {dim}); "
+            f"input has shape {tuple(input.shape)}"
+        )
+    if dtype is not None:
+        input = input.to(dtype)
+    return SoftmaxFunction.call(input, dim, log)

@@ -1,0 +1,83 @@
+"""Files of a run, written whole or not at all, and the checkpoint that lets a killed run go on.
+
+A checkpoint holds tensors, numbers, strings, lists and dicts only, and is read with `weights_only=True`:
+reading one never runs code. It needs no random-number state: an epoch's shuffling and dropout are drawn from
+the seed and the epoch's number (see `loop.epoch_seed`), so weights and optimizer state say all.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data import InputError
+
+FORMAT = 1
+_KEYS = {
+    "kernelzoo_checkpoint": int,
+    "identity": dict,
+    "model": dict,
+    "optimizer": dict,
+    "history": list,
+    "best": dict,
+    "stopper": dict,
+    "stopped": bool,
+    "step_ms": torch.Tensor,
+}
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write beside `path`, flush to disk, then rename: a kill leaves the old file or the new one."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save({"kernelzoo_checkpoint": FORMAT, **state}, buffer)
+    write_whole(path, buffer.getvalue())
+
+
+def read(path: Path, identity: dict[str, Any], model: torch.nn.Module, epochs: int) -> dict[str, Any]:
+    """Load a checkpoint and check it against the run that wants to go on from it; the model is not touched.
+
+    Raises InputError where the file is truncated, foreign, or of a run with other settings, data or model.
+    """
+    start_over = "train without --resume to start over"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0][:120]
+        raise InputError(
+            f"{path} is truncated or not a checkpoint of kernelzoo ({reason}); {start_over}"
+        ) from None
+    if not isinstance(state, dict) or not all(
+        isinstance(state.get(key), kind) for key, kind in _KEYS.items()
+    ):
+        raise InputError(f"{path} is not a checkpoint of kernelzoo train; {start_over}")
+    if state["kernelzoo_checkpoint"] != FORMAT:
+        found = state["kernelzoo_checkpoint"]
+        raise InputError(f"{path} has checkpoint format {found}, this version reads {FORMAT}; {start_over}")
+    saved = state["identity"]
+    differences = [
+        f"{key} was {saved.get(key)!r} and is now {identity.get(key)!r}"
+        for key in {**saved, **identity}
+        if saved.get(key) != identity.get(key)
+    ]
+    if differences:
+        raise InputError(f"{path} belongs to another run: {'; '.join(differences)}. Resume with its settings")
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    if {key: getattr(value, "shape", None) for key, value in state["model"].items()} != shapes:
+        raise InputError(f"{path} holds the weights of another model; {start_over}")
+    if len(state["history"]) > epochs:
+        raise InputError(f"{path} has {len(state['history'])} epochs already, --epochs asks for {epochs}")
+    return state

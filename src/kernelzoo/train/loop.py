@@ -1,0 +1,287 @@
+"""The training loop: one LightningModule for every tabular model, run by Lightning's Trainer."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
+from torch.utils.data import DataLoader, Sampler, TensorDataset
+
+from ..data import Split, Table
+from .config import OPTIMIZERS, Config
+from .metrics import make_metrics
+
+VAL_BATCH = 4096
+KEPT_STEP_TIMES = 10_000
+
+
+class Engine(NamedTuple):
+    """Where layers, losses and optimizers come from: kernelzoo's namespaces, or torch's."""
+
+    name: str
+    nn: Any
+    functional: Any
+    optim: Any
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on (the loss is no longer a number)."""
+
+
+class Stopped(RuntimeError):
+    """The user interrupted the run (Ctrl-C)."""
+
+
+@dataclass
+class Fit:
+    """What training produced.
+
+    weights: those of epoch `best` (counted from 0): the last one, or with early stopping the one with the
+    lowest validation loss. step_ms: times of the latest steps, at most `KEPT_STEP_TIMES`.
+    """
+
+    weights: dict[str, torch.Tensor]
+    history: list[dict[str, float]]
+    best: int
+    step_ms: list[float] = field(repr=False)
+
+    @property
+    def median_step_ms(self) -> float:
+        return float(np.median(self.step_ms)) if self.step_ms else math.nan
+
+
+def epoch_seed(seed: int, epoch: int, stream: int) -> int:
+    """A 32-bit seed for a stream of random numbers in an epoch (0: dropout, 1: shuffling).
+
+    torch's CPU generator looks at the low 32 bits only, so the three numbers are hashed into them.
+    """
+    return int(np.random.SeedSequence([seed, epoch, stream]).generate_state(1)[0])
+
+
+class EpochBatches(Sampler):
+    """Batches of shuffled row numbers; the order depends on the seed and the epoch alone."""
+
+    def __init__(self, rows: int, batch_size: int, seed: int, epoch: int) -> None:
+        self.rows, self.batch_size, self.seed, self.epoch = rows, batch_size, seed, epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch, stream=1))
+        order = torch.randperm(self.rows, generator=generator).tolist()
+        for start in range(0, self.rows, self.batch_size):
+            yield order[start : start + self.batch_size]
+
+    def __len__(self) -> int:
+        return -(-self.rows // self.batch_size)
+
+
+class TabularModule(pl.LightningModule):
+    """Cross-entropy (classification) or mean squared error on the normalised target (regression), plus L1."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        config: Config,
+        table: Table,
+        data: Split,
+        engine: Engine,
+        state: dict | None,
+    ) -> None:
+        super().__init__()
+        self.model, self.config, self.engine, self.data = model, config, engine, data
+        self.regression = table.classes is None
+        self.val_metrics = make_metrics(table, data.normalization)
+        self.history: list[dict[str, float]] = list(state["history"]) if state else []
+        self.best: dict[str, Any] = state["best"] if state else {}
+        self.optimizer_state = state["optimizer"] if state else None
+        self.step_ms = deque(state["step_ms"].tolist() if state else (), maxlen=KEPT_STEP_TIMES)
+        self.sampler = EpochBatches(len(data.x), config.batch_size, config.seed, len(self.history))
+        self.marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def train_dataloader(self) -> DataLoader:
+        # the loader draws a base seed at each epoch: from a generator of its own, not from dropout's
+        data = TensorDataset(self.data.x, self.data.y)
+        return DataLoader(data, sampler=self.sampler, batch_size=None, generator=torch.Generator())
+
+    def val_dataloader(self) -> DataLoader:
+        rows = [
+            list(range(i, min(i + VAL_BATCH, len(self.data.val_x))))
+            for i in range(0, len(self.data.val_x), VAL_BATCH)
+        ]
+        data = TensorDataset(self.data.val_x, self.data.val_y)
+        return DataLoader(data, sampler=rows, batch_size=None, generator=torch.Generator())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        name, arguments, _ = OPTIMIZERS[self.config.optimizer]
+        matrices = [p for p in self.model.parameters() if p.ndim >= 2]
+        vectors = [p for p in self.model.parameters() if p.ndim < 2]
+        groups = [
+            {"params": matrices, "weight_decay": self.config.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        optimizer = getattr(self.engine.optim, name)(groups, lr=self.config.lr, **arguments)
+        if self.optimizer_state is not None:
+            optimizer.load_state_dict(self.optimizer_state)
+        return optimizer
+
+    def loss(self, output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        functional = self.engine.functional
+        return functional.mse_loss(output, y) if self.regression else functional.cross_entropy(output, y)
+
+    def on_train_epoch_start(self) -> None:
+        epoch = len(self.history)
+        self.sampler.epoch = epoch
+        torch.manual_seed(epoch_seed(self.config.seed, epoch, stream=0))
+        self.train_loss = torch.zeros((), dtype=torch.float64, device=self.device)
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        x, y = batch
+        loss = self.loss(self.model(x), y)
+        self.train_loss += loss.detach() * len(x)
+        if self.config.l1:
+            loss = loss + self.config.l1 * sum(p.abs().sum() for p in self.model.parameters() if p.ndim >= 2)
+        return loss
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable | None = None
+    ) -> None:
+        """The step that is timed: forward, loss, backward, update; the batch is on the device already."""
+        if self.device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            optimizer.step(closure=optimizer_closure)
+            end.record()
+            self.marks.append((start, end))
+        else:
+            start_s = time.perf_counter()
+            optimizer.step(closure=optimizer_closure)
+            self.step_ms.append((time.perf_counter() - start_s) * 1e3)
+
+    def on_validation_epoch_start(self) -> None:
+        self.val_loss = torch.zeros((), dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
+        x, y = batch
+        output = self.model(x)
+        self.val_loss += self.loss(output, y) * len(x)
+        self.val_metrics.update(output, y)
+
+    def on_validation_epoch_end(self) -> None:
+        self.val_loss /= len(self.data.val_x)
+        self.val_values = {key: float(value) for key, value in self.val_metrics.compute().items()}
+        self.val_metrics.reset()
+        self.log("val_loss", self.val_loss)
+
+    def on_train_epoch_end(self) -> None:
+        epoch = len(self.history)
+        losses = {"train_loss": float(self.train_loss) / len(self.data.x), "val_loss": float(self.val_loss)}
+        for name, value in losses.items():
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"{name} is {value} in epoch {epoch + 1}: training diverged; lower --lr "
+                    f"(now {self.config.lr:g})"
+                )
+        if self.marks:
+            torch.cuda.synchronize()
+            self.step_ms.extend(start.elapsed_time(end) for start, end in self.marks)
+            self.marks.clear()
+        self.history.append({**losses, **self.val_values})
+        early = self.config.early_stopping is not None
+        if early and losses["val_loss"] < self.best.get("val_loss", math.inf):
+            weights = {key: value.detach().cpu().clone() for key, value in self.model.state_dict().items()}
+            self.best = {"epoch": epoch, "val_loss": losses["val_loss"], "weights": weights}
+
+
+class EpochCheckpoint(Checkpoint):
+    """Hands each epoch's final state to `save`; a `Checkpoint`, so that Lightning calls it last."""
+
+    def __init__(self, save: Callable[[dict], None], stopper: EarlyStopping | None) -> None:
+        self.save, self.stopper = save, stopper
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: TabularModule) -> None:
+        self.save(
+            {
+                "model": module.model.state_dict(),
+                "optimizer": trainer.optimizers[0].state_dict(),
+                "history": module.history,
+                "best": module.best,
+                "stopper": self.stopper.state_dict() if self.stopper else {},
+                "stopped": bool(trainer.should_stop),
+                "step_ms": torch.tensor(module.step_ms, dtype=torch.float64),
+            }
+        )
+
+
+def fit(
+    model: torch.nn.Module,
+    config: Config,
+    table: Table,
+    data: Split,
+    engine: Engine,
+    *,
+    state: dict | None = None,
+    save: Callable[[dict], None] | None = None,
+    callbacks: tuple[Callback, ...] = (),
+) -> Fit:
+    """Train to `config.epochs` epochs, from `state` (a checkpoint) if given; `save` gets each epoch's end."""
+    if state:
+        model.load_state_dict(state["model"])
+    module = TabularModule(model, config, table, data, engine, state)
+    remaining = config.epochs - len(module.history)
+    if remaining > 0 and not (state and state["stopped"]):
+        stopper = None
+        if config.early_stopping is not None:
+            stopper = EarlyStopping("val_loss", patience=config.early_stopping, mode="min")
+            if state:
+                stopper.load_state_dict(state["stopper"])
+        extra = [
+            *callbacks,
+            *([stopper] if stopper else []),
+            *([EpochCheckpoint(save, stopper)] if save else []),
+        ]
+        _train(module, remaining, config.device, extra)
+    last = len(module.history) - 1
+    weights = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
+    return Fit(
+        module.best.get("weights", weights),
+        module.history,
+        module.best.get("epoch", last),
+        list(module.step_ms),
+    )
+
+
+def _train(module: TabularModule, epochs: int, device: str, callbacks: list[Callback]) -> None:
+    # Lightning logs its choice of hardware and its cloud's offers, and warns of idle cores: the data is in
+    # memory, where one process feeds it faster than many
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers", category=UserWarning)
+        # Lightning 2.6 meets torch 2.13's pytrees
+        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
+        trainer = pl.Trainer(
+            accelerator="gpu" if device == "cuda" else device,
+            devices=1,
+            max_epochs=epochs,
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        module.model.train()
+        try:
+            trainer.fit(module)
+        except SystemExit:
+            # Lightning turns Ctrl-C into an exit of its own
+            raise Stopped(f"interrupted in epoch {len(module.history) + 1}") from None

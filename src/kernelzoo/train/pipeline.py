@@ -1,0 +1,227 @@
+"""A whole run: read and check, train, write weights, curves and metrics, compare with plain PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+from dataclasses import replace
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import kernelzoo
+from kernelzoo import functional, nn, optim, zoo
+
+from ..data import InputError, Split, Table, load, split
+from . import checkpoint, report
+from .config import Config
+from .loop import Engine, Fit, fit
+from .metrics import MAIN
+
+KERNELZOO = Engine("kernelzoo", nn, functional, optim)
+TORCH = Engine("torch", zoo.plain, torch.nn.functional, torch.optim)
+
+CHECKPOINT, WEIGHTS, CURVES, METRICS = "checkpoint.ckpt", "model.safetensors", "curves.png", "metrics.json"
+
+
+def run(config: Config, console: Console | None = None) -> dict[str, Any]:
+    """Train as `config` says; returns what `metrics.json` holds.
+
+    Writes into `config.out`: checkpoint.ckpt (each epoch), model.safetensors (metadata: model, options,
+    normalization, classes), curves.png, metrics.json (last: its presence means that the run is complete).
+    Raises InputError, before anything is written, where the data, an option or a checkpoint will not do.
+    """
+    console = console or Console()
+    config = replace(config, device=_device(config.device))
+    table = load(config.data, config.target, config.task)
+    options = _options(config, table)
+    data = split(table, config.val_fraction, config.seed)
+    model = _create(config, options, KERNELZOO)
+    identity = {
+        **config.identity(),
+        "options": json.dumps(options, sort_keys=True),
+        "task": table.task,
+        "data": table.fingerprint(),
+    }
+    with _backend(config.backend):
+        _probe(model, data, config)
+        state = _resume_state(config, identity, model, console)
+        path = config.out / CHECKPOINT
+        _prepare(config)
+        ours = _fit(
+            model, config, table, data, KERNELZOO, console,
+            state=state, save=lambda s: checkpoint.save(path, {"identity": identity, **s}),
+        )  # fmt: skip
+    fits = {"kernelzoo": ours}
+    checkpoint.write_whole(config.out / WEIGHTS, _safetensors(ours, config, options, table, data))
+    if config.compare:
+        fits["torch"] = _fit(_create(config, options, TORCH), config, table, data, TORCH, console)
+    return _report(fits, config, options, table, data, console)
+
+
+def _fit(
+    model: torch.nn.Module,
+    config: Config,
+    table: Table,
+    data: Split,
+    engine: Engine,
+    console: Console,
+    **how: Any,
+) -> Fit:
+    done = len(how["state"]["history"]) if how.get("state") else 0
+    bar = report.ProgressBar(engine.name, MAIN[table.task], done, config.epochs, console)
+    return fit(model, config, table, data, engine, callbacks=(bar,), **how)
+
+
+def _device(device: str) -> str:
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device is auto, cpu or cuda, got {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no CUDA device; use --device cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def _options(config: Config, table: Table) -> dict[str, Any]:
+    """The model's options: those given, with the sizes that the data fixes."""
+    try:
+        accepted = zoo.options(config.model)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    sizes = {"in_features": len(table.features), "out_features": len(table.classes) if table.classes else 1}
+    if not sizes.keys() <= accepted.keys():
+        raise InputError(
+            f"{config.model} does not take tables of numbers (it has no option in_features, out_features)"
+        )
+    for key, size in sizes.items():
+        given = config.options.get(key, size)
+        if given != size:
+            raise InputError(
+                f"--set {key}={given}: the data {config.data} needs {key}={size}; leave the option out"
+            )
+    return {**config.options, **sizes}
+
+
+def _create(config: Config, options: dict[str, Any], engine: Engine) -> torch.nn.Module:
+    torch.manual_seed(config.seed)
+    try:
+        return zoo.create(config.model, nn=engine.nn, **options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{config.model}: {error}") from None
+
+
+@contextlib.contextmanager
+def _backend(name: str | None):
+    """`kernelzoo.backend(name)`; a name that does not exist or a backend that is not here: InputError."""
+    if name is None:
+        yield
+        return
+    try:
+        choice = kernelzoo.backend(name)
+    except (ValueError, kernelzoo.BackendUnavailable) as error:
+        raise InputError(f"--backend {name}: {error}") from None
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(choice)
+        except (ValueError, kernelzoo.BackendUnavailable) as error:
+            raise InputError(f"--backend {name}: {error}") from None
+        yield
+
+
+def _probe(model: torch.nn.Module, data: Split, config: Config) -> None:
+    """One forward pass, so that a backend that cannot serve says so before a file is written."""
+    model.to(config.device).eval()
+    with torch.no_grad():
+        try:
+            model(data.val_x[:2].to(config.device))
+        except kernelzoo.BackendUnavailable as error:
+            raise InputError(f"--backend {config.backend}: {error}") from None
+
+
+def _resume_state(config: Config, identity: dict, model: torch.nn.Module, console: Console) -> dict | None:
+    path = config.out / CHECKPOINT
+    if config.out.exists() and not config.out.is_dir():
+        raise InputError(f"--out {config.out} is a file; name a folder")
+    if not config.resume:
+        if path.exists() and not (config.out / METRICS).exists() and not config.overwrite:
+            raise InputError(
+                f"{config.out} holds an unfinished run; --resume continues it, --overwrite starts over"
+            )
+        return None
+    if not path.exists():
+        console.print(f"no checkpoint in {config.out} yet: starting from the first epoch")
+        return None
+    state = checkpoint.read(path, identity, model, config.epochs)
+    console.print(f"resuming {path} after epoch {len(state['history'])} of {config.epochs}")
+    return state
+
+
+def _prepare(config: Config) -> None:
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        names = (WEIGHTS, CURVES, METRICS) if config.resume else (CHECKPOINT, WEIGHTS, CURVES, METRICS)
+        for name in names:
+            (config.out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {config.out} cannot be written: {error.strerror}") from None
+
+
+def _safetensors(ours: Fit, config: Config, options: dict, table: Table, data: Split) -> bytes:
+    from safetensors.torch import save
+
+    metadata = {
+        "model": config.model,
+        "options": json.dumps(options),
+        "normalization": json.dumps(data.normalization.as_dict()),
+        "features": json.dumps(table.features),
+        "target": table.target,
+        "task": table.task,
+        "classes": json.dumps(table.classes),
+        "kernelzoo": kernelzoo.__version__,
+    }
+    return save({key: value.contiguous() for key, value in ours.weights.items()}, metadata=metadata)
+
+
+def _report(
+    fits: dict[str, Fit], config: Config, options: dict, table: Table, data: Split, console: Console
+) -> dict[str, Any]:
+    about = {
+        "model": config.model,
+        "options": options,
+        "data": config.data,
+        "task": table.task,
+        "rows": {"training": len(data.x), "validation": len(data.val_x)},
+        "optimizer": config.optimizer,
+        "lr": config.lr,
+        "weight_decay": config.weight_decay,
+        "l1": config.l1,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "backend": config.backend or "auto",
+        "device": torch.cuda.get_device_name() if config.device == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "versions": {"kernelzoo": kernelzoo.__version__, "torch": torch.__version__},
+    }
+    result = report.summary(fits, about)
+    shown = ", ".join(f"{key}={value}" for key, value in options.items())
+    title = f"{config.model}({shown}) on {config.data}"
+    checkpoint.write_whole(config.out / CURVES, report.curves(fits, title, MAIN[table.task]))
+    checkpoint.write_whole(
+        config.out / METRICS, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode()
+    )
+    console.print(
+        f"\n{title}: {len(data.x)} rows to train on, {len(data.val_x)} to validate on", highlight=False
+    )
+    console.print(report.result_table(fits))
+    if config.compare:
+        console.print(
+            f"largest weight difference {result['largest_weight_difference']:.2e} "
+            f"(largest weight {result['largest_weight']:.2e}); same seed, data order and loop; "
+            f"device {result['device']}, {result['threads']} threads, backend {result['backend']}"
+        )
+    console.print(
+        f"wrote {WEIGHTS}, {CURVES}, {METRICS}, {CHECKPOINT} in {shlex.quote(str(config.out))}",
+        soft_wrap=True,
+    )
+    return result

@@ -1,0 +1,12 @@
+"""Models by name: `zoo.create("mlp", in_features=64, out_features=10)`, `zoo.list("gpt*")`.
+
+A model is built from layers only and takes the namespace they come from as its last keyword, `nn`:
+`kernelzoo.nn` unless told otherwise, `zoo.plain` for the very same model in plain PyTorch (same parameters,
+same `state_dict` keys, same initialisation from the same seed).
+"""
+
+from . import feedforward, plain
+from .registry import create, load, options, register
+from .registry import list_models as list
+
+__all__ = ["create", "feedforward", "list", "load", "options", "plain", "register"]

@@ -1,0 +1,88 @@
+"""The table of models: a name, what builds it, and errors that say which names and options exist."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from torch import nn as torch_nn
+
+_MODELS: dict[str, Callable[..., torch_nn.Module]] = {}
+
+REQUIRED = inspect.Parameter.empty
+
+
+def register(name: str) -> Callable[[Callable], Callable]:
+    """Decorator that enters a model class (or a function that builds one) into the zoo under `name`."""
+
+    def enter(build: Callable) -> Callable:
+        if name in _MODELS:
+            raise ValueError(f"zoo.register: the name {name!r} is taken by {_MODELS[name].__qualname__}")
+        _MODELS[name] = build
+        return build
+
+    return enter
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the models that match a shell pattern, sorted: `zoo.list("gpt*")`."""
+    return sorted(name for name in _MODELS if fnmatchcase(name, pattern))
+
+
+def options(name: str) -> dict[str, Any]:
+    """Options of a model and their defaults; `zoo.registry.REQUIRED` where there is none.
+
+    Raises ValueError for a name that is not in the zoo, naming the close ones.
+    """
+    if name not in _MODELS:
+        close = difflib.get_close_matches(name, _MODELS, n=3)
+        hint = (
+            f"did you mean {' or '.join(map(repr, close))}?"
+            if close
+            else f"there are {', '.join(list_models())}"
+        )
+        raise ValueError(f"zoo: no model is called {name!r}; {hint}")
+    parameters = inspect.signature(_MODELS[name]).parameters
+    return {key: p.default for key, p in parameters.items() if key != "nn"}
+
+
+def create(name: str, /, *, nn: Any = None, **opts: Any) -> torch_nn.Module:
+    """Build the model `name` with its options.
+
+    nn: the namespace its layers come from; None is `kernelzoo.nn`, `zoo.plain` is plain PyTorch.
+    Raises ValueError for an unknown name, TypeError for unknown or missing options; each names what there is.
+    """
+    accepted = options(name)
+    listing = ", ".join(key if d is REQUIRED else f"{key}={d!r}" for key, d in accepted.items())
+    for key in opts:
+        if key not in accepted:
+            close = difflib.get_close_matches(key, accepted, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ";"
+            raise TypeError(f"zoo.create: {name} has no option {key!r}{hint} it takes {listing}")
+    missing = [key for key, d in accepted.items() if d is REQUIRED and key not in opts]
+    if missing:
+        raise TypeError(f"zoo.create: {name} needs {' and '.join(missing)}; it takes {listing}")
+    return _MODELS[name](**opts) if nn is None else _MODELS[name](**opts, nn=nn)
+
+
+def load(name: str, path: str | Path, /, *, nn: Any = None, **opts: Any) -> torch_nn.Module:
+    """Build the model `name` and load its weights from a safetensors file; the model is in eval mode.
+
+    Options are read from the file where `kernelzoo train` wrote them (metadata `model` and `options`); those
+    given here win. Weights trained on normalised inputs expect them again: metadata `normalization`.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    if metadata.get("model", name) != name:
+        raise ValueError(f"zoo.load: {path} holds the weights of {metadata['model']!r}, not of {name!r}")
+    model = create(name, nn=nn, **{**json.loads(metadata.get("options", "{}")), **opts})
+    model.load_state_dict(weights)
+    return model.eval()

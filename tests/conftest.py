@@ -1,0 +1,37 @@
+"""One environment for the whole suite: interpreter where there is no GPU, poisoned memory, fixed seeds."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _poison(monkeypatch):
+    """torch.empty and the kept workspace hold NaN, so that what a kernel leaves unwritten shows."""
+    from kernelzoo.kernels import memory
+
+    def poisoned(shape, dtype):
+        return workspace(shape, dtype).fill_(float("nan"))
+
+    workspace = memory.workspace
+    monkeypatch.setattr(memory, "workspace", poisoned)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def pytest_generate_tests(metafunc):
+    """Spread a suite of harness.py over its cases: `case`, `backend`, `dtype`, `layout` as its tests ask."""
+    if metafunc.cls is not None and hasattr(metafunc.cls, "spread"):
+        metafunc.cls.spread(metafunc)

@@ -1,0 +1,291 @@
+"""The proof that every op goes through: cases over backend × dtype × layout, against the formula in fp64.
+
+The one rule (`assert_as_good`): err(ours, fp64) ≤ 2·err(torch in the same dtype, fp64) + a few eps, err the
+largest absolute error over the oracle's largest absolute value; any non-finite difference fails.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import kernelzoo as kz
+
+GPU = torch.cuda.is_available()
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+BACKENDS = ("triton", "cuda", "cpp", "numba")
+FLOOR_EPS = 4
+
+
+def device_of(backend):
+    return "cuda" if backend in ("triton", "cuda") and GPU else "cpu"
+
+
+def need(backend):
+    """Skip, with its reason, what cannot run here."""
+    status = kz.backends()[backend]
+    if not status.available:
+        pytest.skip(f"{backend}: {status.reason}")
+
+
+@dataclass(frozen=True)
+class Case:
+    """make(generator) -> (tensors, options): fp64 CPU tensors (or None), which the harness casts and moves.
+
+    exact: the values are exact in every dtype, so that steps and kinks are hit by all or by none.
+    large: too slow for an interpreter.
+    """
+
+    id: str
+    make: Callable
+    large: bool = False
+
+
+def error(actual, oracle):
+    """Largest absolute error over the oracle's largest absolute value; NaN and Inf are left to the pattern."""
+    finite = oracle.isfinite()
+    if not finite.any():
+        return 0.0
+    scale = oracle[finite].abs().max().item()
+    worst = (actual.double() - oracle)[finite].abs().max().item()
+    return worst / scale if scale else worst
+
+
+def assert_as_good(name, ours, theirs, oracle):
+    """ours, theirs: the result and torch's, in the tested dtype; oracle: the formula's in fp64."""
+    assert ours.shape == theirs.shape, f"{name}: shape {tuple(ours.shape)}, torch's {tuple(theirs.shape)}"
+    assert ours.dtype == theirs.dtype, f"{name}: {ours.dtype}, torch's {theirs.dtype}"
+    ours, theirs, oracle = ours.detach().cpu(), theirs.detach().cpu(), oracle.detach().cpu()
+    for kind, pick in (("NaN", torch.isnan), ("+inf", torch.isposinf), ("-inf", torch.isneginf)):
+        different = pick(ours) != pick(theirs)
+        assert not different.any(), (
+            f"{name}: {kind} in other places than torch's, {int(different.sum())} of them, "
+            f"first: ours {ours[different][0]}, torch's {theirs[different][0]}"
+        )
+    # where torch in this dtype overflows, the oracle does not: compare where both are finite
+    oracle = torch.where(theirs.isfinite(), oracle, theirs.double())
+    got, limit = error(ours, oracle), 2 * error(theirs, oracle) + FLOOR_EPS * torch.finfo(ours.dtype).eps
+    assert got <= limit, f"{name}: error {got:.3e} against fp64, allowed {limit:.3e}"
+
+
+def _strided(t):
+    """The same values as every other element of a larger tensor."""
+    return torch.stack([t, torch.full_like(t, float("nan"))], -1)[..., 0]
+
+
+def _transposed(t):
+    return t.mT.contiguous().mT if t.dim() > 1 else _strided(t)
+
+
+def _misaligned(t):
+    """The same values one element after an aligned address."""
+    return torch.cat([t.new_zeros(1), t.reshape(-1)])[1:].view(t.shape)
+
+
+LAYOUTS = {
+    "contiguous": lambda t: t.contiguous(),
+    "transposed": _transposed,
+    "sliced": _strided,
+    "misaligned": _misaligned,
+}
+
+
+def _same(a, b):
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+class OpSuite:
+    """Subclass as `class TestOp(OpSuite)` with `call`, `reference`, `cases`; conftest.py spreads the tests."""
+
+    call: Callable  # call(*tensors, **options): the public function
+    reference: Callable  # the same in plain torch
+    cases: tuple[Case, ...] = ()
+
+    @classmethod
+    def spread(cls, metafunc):
+        small = [c for c in cls.cases if not c.large]
+        names = metafunc.fixturenames
+        if "backend" in names and "case" in names:
+            pairs = [
+                pytest.param(c, b, id=f"{c.id}-{b}")
+                for c in cls.cases
+                for b in BACKENDS
+                if not c.large or b != "triton" or GPU
+            ]
+            metafunc.parametrize(("case", "backend"), pairs)
+        elif "case" in names:
+            metafunc.parametrize("case", [pytest.param(c, id=c.id) for c in small])
+        if "dtype" in names:
+            metafunc.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+        if "layout" in names:
+            metafunc.parametrize("layout", LAYOUTS)
+
+    def build(self, case, dtype, device, layout="contiguous", requires_grad=True):
+        tensors, options = case.make(torch.Generator().manual_seed(1))
+        place = LAYOUTS[layout]
+        tensors = [None if t is None else place(t.to(dtype).to(device)).detach() for t in tensors]
+        for t in tensors:
+            if t is not None and t.is_floating_point():
+                t.requires_grad_(requires_grad)
+        return tensors, options
+
+    def gradients(self, function, tensors, options, dy_of, wanted=None):
+        wanted = [t for t in tensors if t is not None] if wanted is None else wanted
+        y = function(*tensors, **options)
+        return y, torch.autograd.grad(y, wanted, dy_of(y))
+
+    @functools.cached_property
+    def _dy_seed(self):
+        return 2  # not the inputs' seed
+
+    def dy(self, y, layout="contiguous"):
+        g = torch.Generator().manual_seed(self._dy_seed)
+        return LAYOUTS[layout](torch.randn(y.shape, generator=g, dtype=torch.float64).to(y.dtype).to(y.device))
+
+    def compare(self, case, backend, dtype, layout, dy_of=None):
+        device = device_of(backend)
+        tensors, options = self.build(case, dtype, device, layout)
+        dy_of = dy_of or (lambda y: self.dy(y, layout))
+        before = [None if t is None else t.detach().clone() for t in tensors]
+        with kz.backend(backend):
+            y, grads = self.gradients(self.call, tensors, options, dy_of)
+            y2, grads2 = self.gradients(self.call, tensors, options, dy_of)
+        for t, old in zip(tensors, before, strict=True):
+            assert t is None or _same(t.detach(), old), "an input was written to"
+        theirs, their_grads = self.gradients(self.reference, tensors, options, dy_of)
+        exact = [None if t is None else t.detach().double().requires_grad_() for t in tensors]
+        dy64 = dy_of(theirs).double()
+        oracle, oracle_grads = self.gradients(self.reference, exact, options, lambda _: dy64)
+        assert_as_good("forward", y, theirs, oracle)
+        for i, grad in enumerate(grads):
+            assert_as_good(f"gradient {i}", grad, their_grads[i], oracle_grads[i])
+        assert _same(y, y2), "two runs differ"
+        for a, b in zip(grads, grads2, strict=True):
+            assert _same(a, b), "two backward runs differ"
+
+    def test_against_fp64(self, case, backend, dtype):
+        need(backend)
+        self.compare(case, backend, dtype, "contiguous")
+
+    def test_layouts(self, case, backend, layout):
+        need(backend)
+        if layout == "contiguous":
+            return self.compare(case, backend, torch.float32, layout, lambda y: y.new_ones(()).expand(y.shape))
+        return self.compare(case, backend, torch.float32, layout)
+
+    def test_frozen_inputs(self, case, backend):
+        need(backend)
+        for keep in range(len(case.make(torch.Generator())[0])):
+            tensors, options = self.build(case, torch.float64, device_of(backend), requires_grad=False)
+            if tensors[keep] is None:
+                continue
+            tensors[keep].requires_grad_()
+            with kz.backend(backend):
+                _, ours = self.gradients(self.call, tensors, options, self.dy, [tensors[keep]])
+            _, theirs = self.gradients(self.reference, tensors, options, self.dy, [tensors[keep]])
+            assert_as_good(f"gradient {keep} alone", ours[0], theirs[0], theirs[0])
+
+    def test_no_grad(self, case, backend):
+        need(backend)
+        tensors, options = self.build(case, torch.float32, device_of(backend))
+        with kz.backend(backend):
+            y = self.call(*tensors, **options)
+            with torch.no_grad():
+                plain = self.call(*tensors, **options)
+        assert y.requires_grad
+        assert not plain.requires_grad
+        assert _same(y.detach(), plain)
+
+    def test_gradcheck(self, case, backend):
+        need(backend)
+        if case.large:
+            pytest.skip("finite differences of a large case: the small ones prove the same kernel")
+        tensors, options = self.build(case, torch.float64, device_of(backend))
+        with kz.backend(backend):
+            torch.autograd.gradcheck(_positional(self.call, tensors, options), _given(tensors), fast_mode=True)
+
+    def test_gradgradcheck(self, case):
+        backend = here()
+        tensors, options = self.build(case, torch.float64, device_of(backend))
+        with kz.backend(backend):
+            function = _positional(self.call, tensors, options)
+            torch.autograd.gradgradcheck(function, _given(tensors), fast_mode=True)
+
+    def test_transforms(self, case):
+        """vmap, grad, jvp and forward-mode AD give what torch's own composite gives."""
+        backend = here()
+        tensors, options = self.build(case, torch.float64, device_of(backend), requires_grad=False)
+        primals = _given(tensors)
+        ours, theirs = (_positional(f, tensors, options) for f in (self.call, self.reference))
+        batch = tuple(torch.stack([t, 2 * t, -t]) for t in primals)
+        with kz.backend(backend):
+            for transform in (
+                lambda f: torch.func.vmap(f)(*batch),
+                lambda f: torch.func.grad(lambda *a: f(*a).square().sum())(*primals),
+                lambda f: torch.func.jvp(f, primals, tuple(torch.ones_like(t) for t in primals))[1],
+                lambda f: _dual(f, primals),
+            ):
+                torch.testing.assert_close(transform(ours), transform(theirs))
+
+    def test_compile_and_export(self, case):
+        backend = here()
+        tensors, options = self.build(case, torch.float64, device_of(backend))
+        function = _positional(self.call, tensors, options)
+        given = _given(tensors)
+        with kz.backend(backend), compiled_quietly():
+            eager = function(*given)
+            dy = self.dy(eager)
+            compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+            torch.testing.assert_close(compiled(*given), eager)
+            got = torch.autograd.grad(compiled(*given), given, dy)
+            torch.testing.assert_close(got, torch.autograd.grad(eager, given, dy))
+
+            class Module(torch.nn.Module):
+                def forward(self, *args):
+                    return function(*args)
+
+            with torch.no_grad():
+                detached = tuple(t.detach() for t in given)
+                program = torch.export.export(Module(), detached)
+                torch.testing.assert_close(program.module()(*detached), eager.detach())
+            assert any("kernelzoo" in str(node.target) for node in program.graph.nodes), "the op is not in the graph"
+
+
+def here():
+    """The kernel backend that tests of the core run on: any that is here, a fast one first."""
+    order = ("triton", "cpp", "numba") if GPU else ("cpp", "numba")
+    return next(name for name in order if kz.backends()[name].available)
+
+
+@contextlib.contextmanager
+def compiled_quietly():
+    """Uninitialised memory is not filled while tracing: the fill is an op of its own in the graph."""
+    torch._dynamo.reset()
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    yield
+    torch._dynamo.reset()
+
+
+def _given(tensors):
+    return tuple(t for t in tensors if t is not None)
+
+
+def _positional(function, tensors, options):
+    """function of the tensors that are there, the absent ones put in as None."""
+
+    def call(*given):
+        given = iter(given)
+        return function(*(None if t is None else next(given) for t in tensors), **options)
+
+    return call
+
+
+def _dual(function, primals):
+    import torch.autograd.forward_ad as fwad
+
+    with fwad.dual_level():
+        duals = [fwad.make_dual(t, torch.ones_like(t)) for t in primals]
+        return fwad.unpack_dual(function(*duals)).tangent

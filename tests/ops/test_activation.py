@@ -1,0 +1,126 @@
+"""Every activation: values and derivatives at boundaries, tails, infinities, and over the harness's cases."""
+
+import pytest
+import torch
+
+import kernelzoo as kz
+import kernelzoo.functional as F
+from kernelzoo.ops.activation import DEFINITIONS, Activation, activation, parse
+
+from ..harness import BACKENDS, DTYPES, Case, OpSuite, assert_as_good, device_of, need
+from .test_linear import act_of
+
+SPECIAL = [0.0, -0.0, 1e-30, -1e-30, 1e-5, -1e-5, 0.25, -0.25, 0.5, -0.5, 0.75, -0.75, 1.0, -1.0, 2.0, -2.0, 2.5, 3.0, -3.0, 6.0,
+           -6.0, 10.0, 20.0, -20.0, 88.0, -88.0, 89.0, -89.0, 100.0, -104.0, 1e4, -1e4, torch.inf, -torch.inf, torch.nan]  # fmt: skip
+
+
+def call(x, act):
+    return activation(x, parse("test", act))
+
+
+def reference(x, act):
+    return parse("test", act).formula(x)
+
+
+def case(shape, act, scale=3.0, permute=None, large=False):
+    name = act if isinstance(act, str) else act[0]
+
+    def make(g):
+        x = torch.randn(shape, generator=g, dtype=torch.float64) * scale
+        return (x.permute(permute) if permute else x,), {"act": act}
+
+    size = "x".join(map(str, shape)) + ("p" if permute else "")
+    return Case(f"{name}-{size}-scale{scale:g}", make, large)
+
+
+class TestActivation(OpSuite):
+    call = staticmethod(call)
+    reference = staticmethod(reference)
+    cases = (
+        *(case((7, 19), act_of(name)) for name in DEFINITIONS),
+        case((1,), "gelu"),
+        case((), "silu"),
+        case((3, 4, 5, 6), "gelu", permute=(0, 2, 3, 1)),
+        *(case((1031, 257), act_of(name), large=True) for name in DEFINITIONS),
+    )
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+def test_boundaries_and_infinities_as_torch(name, backend, dtype):
+    need(backend)
+    # tiled past a vector's width: the main loop and the tail of a kernel must agree
+    x = torch.tensor(SPECIAL * 3, dtype=torch.float64).to(dtype).to(device_of(backend)).requires_grad_()
+    act = parse("test", act_of(name))
+    theirs = act.formula(x)
+    with kz.backend(backend):
+        ours = activation(x, act)
+    exact = x.detach().double().requires_grad_()
+    oracle = act.formula(exact)
+    assert_as_good("value", ours, theirs, oracle)
+    for dy in (torch.ones_like(x), torch.full_like(x, 3.5)):
+        (grad,) = torch.autograd.grad(ours, x, dy, retain_graph=True)
+        (their_grad,) = torch.autograd.grad(theirs, x, dy, retain_graph=True)
+        (oracle_grad,) = torch.autograd.grad(oracle, exact, dy.double(), retain_graph=True)
+        assert_as_good("gradient", grad, their_grad, oracle_grad)
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("where", ["tiny", "left tail", "right tail"])
+def test_small_results_are_relatively_exact(name, backend, where):
+    """Where all results are tiny, the rule's scale is tiny too: 1 + x - 1 would show."""
+    need(backend)
+    start, stop = {"tiny": (-1e-4, 1e-4), "left tail": (-60.0, -10.0), "right tail": (10.0, 60.0)}[where]
+    act = parse("test", act_of(name))
+    for i in range(4):  # a quarter of the range at a time
+        step = (stop - start) / 4
+        grid = torch.linspace(start + i * step, start + (i + 1) * step, 101).to(device_of(backend))
+        x = grid.requires_grad_()
+        exact = x.detach().double().requires_grad_()
+        theirs, oracle = act.formula(x), act.formula(exact)
+        with kz.backend(backend):
+            ours = activation(x, act)
+        assert_as_good("value", ours, theirs, oracle)
+        grads = [torch.autograd.grad(y.sum(), t)[0] for y, t in ((ours, x), (theirs, x), (oracle, exact))]
+        assert_as_good("gradient", *grads)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_zero_derivative_stops_inf_and_nan(backend):
+    """torch selects, it does not multiply: an infinite gradient behind a closed gate gives zero."""
+    need(backend)
+    dy = torch.tensor([torch.inf, torch.nan], device=device_of(backend))
+    for name in ("relu", "relu6", "hardtanh", "threshold", "hardshrink", "softshrink", "hardsigmoid"):
+        act = parse("test", act_of(name))
+        x = torch.full_like(dy, -9.0 if name not in ("hardshrink", "softshrink") else 0.1).requires_grad_()
+        (theirs,) = torch.autograd.grad(act.formula(x), x, dy)
+        with kz.backend(backend):
+            (ours,) = torch.autograd.grad(activation(x, act), x, dy)
+        torch.testing.assert_close(ours, theirs, equal_nan=True, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_output_is_saved_where_it_serves():
+    for name in ("relu", "relu6", "hardtanh", "sigmoid", "tanh", "leaky_relu"):
+        assert parse("test", name).saves_output
+    for act in (("leaky_relu", -0.1), ("leaky_relu", 0.0), "gelu", "silu", "elu"):
+        assert not parse("test", act).saves_output
+    assert Activation("none").formula is not None
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda x: F.softshrink(x, -0.5), ValueError, "softshrink: lambda must be greater or equal to 0"),
+        (lambda x: F.hardtanh(x, 2, 1), ValueError, "hardtanh: min_val cannot be greater than max_val, got 2.0 > 1.0"),
+        (lambda x: F.gelu(x, approximate="no"), ValueError, "gelu: approximate argument must be either none or tanh"),
+        (lambda x: F.celu(x, 0), ZeroDivisionError, "celu: alpha cannot be 0"),
+        (lambda x: F.elu(x, "a"), TypeError, "elu: act 'elu' takes numbers, got 'a'"),
+        (lambda x: F.relu([1, 2]), TypeError, "relu: input must be a Tensor, got list"),
+    ],
+)
+def test_bad_input(call, error, says):
+    with pytest.raises(error) as caught:
+        call(torch.zeros(3))
+    assert says in str(caught.value)

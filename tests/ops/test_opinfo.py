@@ -1,0 +1,87 @@
+"""torch's own samples and bad inputs (OpInfo) of every mirrored name: one to one, or listed with the reason."""
+
+import pytest
+import torch
+
+import kernelzoo as kz
+import kernelzoo.functional as F
+
+from ..harness import BACKENDS, DTYPES, GPU, assert_as_good, device_of, need
+
+pytest.importorskip("expecttest", reason="torch's OpInfo samples need expecttest")
+
+from torch.testing._internal.common_methods_invocations import op_db  # noqa: E402
+
+ALIASES = {"sigmoid": "sigmoid", "tanh": "tanh", "softmax": "softmax", "log_softmax": "log_softmax"}
+# torch's samples that our function answers otherwise, and why; empty: every one passes
+LISTED: dict[str, str] = {}
+
+
+def infos():
+    for name in F.__all__:
+        found = [i for i in op_db if i.name in (f"nn.functional.{name}", ALIASES.get(name))]
+        assert found, f"OpInfo has no {name}"
+        for info in found:
+            yield pytest.param(name, info, id=name + (f"-{info.variant_test_name}" if info.variant_test_name else ""))
+
+
+def run(function, sample, dy_seed=3):
+    tensors = [t for t in (sample.input, *sample.args, *sample.kwargs.values()) if isinstance(t, torch.Tensor)]
+    y = function(sample.input, *sample.args, **sample.kwargs)
+    wanted = [t for t in tensors if t.requires_grad]
+    if not wanted or not y.requires_grad:
+        return [y]
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(dy_seed), dtype=torch.float64)
+    return [y, *torch.autograd.grad(y, wanted, dy.to(y.dtype).to(y.device), allow_unused=True, materialize_grads=True)]
+
+
+def exact(sample):
+    def up(t):
+        if isinstance(t, torch.Tensor) and t.is_floating_point():
+            return t.detach().double().requires_grad_(t.requires_grad)
+        return torch.float64 if isinstance(t, torch.dtype) else t
+
+    return sample.transform(up)
+
+
+@pytest.mark.parametrize(("name", "info"), infos())
+@pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+def test_samples(name, info, backend, dtype):
+    if backend != "auto":
+        need(backend)
+    device = device_of(backend)
+    ran = 0
+    for sample in info.sample_inputs(device, dtype, requires_grad=True):
+        if sample.kwargs.get("inplace") or (backend == "triton" and not GPU and sample.input.numel() > 4096):
+            continue
+        if sample.kwargs.get("dtype") is not None and sample.kwargs["dtype"] not in DTYPES:
+            continue
+        with kz.backend(backend):
+            ours = run(getattr(F, name), sample)
+        theirs = run(info.op, sample)
+        oracle = run(info.op, exact(sample))
+        for i, (a, b, c) in enumerate(zip(ours, theirs, oracle, strict=True)):
+            assert_as_good(f"{name}{sample.args}{sample.kwargs} output {i}", a, b, c)
+        ran += 1
+    assert ran
+
+
+@pytest.mark.parametrize(("name", "info"), infos())
+def test_other_dtypes_as_torch(name, info):
+    """What no kernel serves (integers, complex) gives torch's result or torch's error."""
+    for dtype in (torch.int64, torch.uint8, torch.bool, torch.complex64):
+        samples = list(info.sample_inputs("cpu", dtype)) if dtype in info.supported_dtypes("cpu") else []
+        for sample in samples:
+            ours, theirs = (f(sample.input, *sample.args, **sample.kwargs) for f in (getattr(F, name), info.op))
+            torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+@pytest.mark.parametrize(("name", "info"), infos())
+def test_errors(name, info):
+    if info.error_inputs_func is None:
+        pytest.skip("OpInfo lists no bad input of this name")
+    for bad in info.error_inputs("cpu"):
+        sample = bad.sample_input
+        with pytest.raises(bad.error_type, match=bad.error_regex):
+            getattr(F, name)(sample.input, *sample.args, **sample.kwargs)

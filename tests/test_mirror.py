@@ -1,0 +1,95 @@
+"""The laws of the mirror: torch's signatures, classes, state dicts and fall-through."""
+
+import inspect
+import pickle
+
+import pytest
+import torch
+
+import kernelzoo as kz
+import kernelzoo.functional as F
+from kernelzoo import nn, optim
+
+# torch's own are built-ins without a signature: theirs as documented
+DOCUMENTED = {
+    "gelu": "(input, approximate='none')",
+    "hardshrink": "(input, lambd=0.5)",
+    "linear": "(input, weight, bias=None)",
+    "logsigmoid": "(input)",
+    "softplus": "(input, beta=1.0, threshold=20.0)",
+    "softshrink": "(input, lambd=0.5)",
+}
+
+
+def described(signature):
+    """[(name, default)] without annotations and without our keyword-only extras."""
+    kept = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    return [(p.name, p.default) for p in kept]
+
+
+@pytest.mark.parametrize("name", F.__all__)
+def test_functional_signature(name):
+    ours = described(inspect.signature(getattr(F, name)))
+    if name in DOCUMENTED:
+        namespace = {}
+        exec(f"def f{DOCUMENTED[name]}: pass", namespace)
+        theirs = described(inspect.signature(namespace["f"]))
+    else:
+        theirs = described(inspect.signature(getattr(torch.nn.functional, name)))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("name", nn.__all__)
+def test_module_is_torchs(name):
+    ours, theirs = getattr(nn, name), getattr(torch.nn, name)
+    assert issubclass(ours, theirs)
+    assert described(inspect.signature(ours)) == described(inspect.signature(theirs))
+    args = {"Linear": (3, 5), "Threshold": (0.5, 2.0), "Softmax": (-1,), "LogSoftmax": (-1,)}.get(name, ())
+    torch.manual_seed(7)
+    mine = ours(*args)
+    torch.manual_seed(7)
+    reference = theirs(*args)
+    assert repr(mine) == repr(reference)
+    assert mine.state_dict().keys() == reference.state_dict().keys()
+    for key, value in mine.state_dict().items():
+        assert torch.equal(value, reference.state_dict()[key])
+    reference.load_state_dict(mine.state_dict())
+    mine.load_state_dict(reference.state_dict())
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(mine))(x), reference(x))
+    large = torch.randn(600, 3).repeat(1, 60)[:, : 3 if name == "Linear" else None].contiguous()
+    torch.testing.assert_close(mine(large), reference(large))
+
+
+def test_linear_act_module():
+    layer = nn.Linear(4, 6, act=("leaky_relu", 0.2))
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(layer(x), torch.nn.functional.leaky_relu(torch.nn.Linear.forward(layer, x), 0.2))
+    assert repr(layer) == "Linear(in_features=4, out_features=6, bias=True, act=('leaky_relu', 0.2))"
+    with pytest.raises(ValueError, match=r"Linear: unknown act 'gelou'"):
+        nn.Linear(4, 6, act="gelou")
+
+
+def test_every_other_name_is_torchs_own():
+    assert F.conv2d is torch.nn.functional.conv2d
+    assert nn.Conv2d is torch.nn.Conv2d
+    assert nn.functional is torch.nn.functional
+    assert optim.AdamW is torch.optim.AdamW
+    assert set(dir(torch.nn)) <= set(dir(nn))
+    assert set(dir(torch.nn.functional)) <= set(dir(F))
+    assert set(dir(torch.optim)) <= set(dir(optim))
+    for namespace in (F, nn, optim, kz):
+        with pytest.raises(AttributeError):
+            namespace.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize("name", [n for n in F.__all__ if "inplace" in inspect.signature(getattr(F, n)).parameters])
+def test_inplace_writes_the_input_and_only_then(name):
+    arguments = (0.1, 2.0) if name == "threshold" else ()
+    x = torch.randn(300, 300)
+    before = x.clone()
+    y = getattr(F, name)(x, *arguments)
+    assert torch.equal(x, before)
+    assert getattr(F, name)(x, *arguments, inplace=True) is x
+    torch.testing.assert_close(x, y)
+    torch.testing.assert_close(x, getattr(torch.nn.functional, name)(before, *arguments))
