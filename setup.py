@@ -33,7 +33,7 @@ OBJECTS = ROOT / "build" / "native"
 JOBS = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
 
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
-NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xfatbin", "-compress-all"]
 # sm_90a: plain sm_90 has no wgmma. The newest also ships PTX, for chips that come after it.
 CUDA_ARCHS = {
     "sm_80": "-gencode=arch=compute_80,code=sm_80",
@@ -173,7 +173,7 @@ def build_cuda(target: Path) -> str:
             )
         )
     # The static runtime: the module loads on a machine with no CUDA at all.
-    link([nvcc, "-shared", "-cudart", "static", "-ccbin", cxx], objects, target)
+    link([nvcc, "-shared", "-cudart", "static", "-ccbin", cxx, *gencode], objects, target)
     return f"built with {version(nvcc)} for {', '.join(archs)}"
 
 

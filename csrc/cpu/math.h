@@ -96,9 +96,15 @@ inline float log1p(float x) {
   return x > 3.4e38f ? x : result;
 }
 
+// With e = exp(-2|x|): (1 - e) / (1 + e) keeps small results exact, 1 - 2e / (1 + e) those near 1, which the
+// derivative 1 - y^2 needs to the last bit.
 inline float tanh(float x) {
-  const float e = expm1(-2.0f * abs(x));
-  return copysign(-e / (e + 2.0f), x);
+  const float twice = -2.0f * abs(x);
+  const Reduced reduced = reduce(twice < -30.0f ? -30.0f : twice);
+  const float scale = pow2(reduced.n), part = (reduced.r2q + reduced.r) * scale;
+  const float e = part + scale, minus_expm1 = (1.0f - scale) - part;
+  const float ratio = (twice < -1.0f ? 2.0f * e : minus_expm1) / (1.0f + e);
+  return copysign(twice < -1.0f ? 1.0f - ratio : ratio, x);
 }
 
 struct Normal {

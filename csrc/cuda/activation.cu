@@ -19,19 +19,18 @@ __global__ __launch_bounds__(THREADS) void _act_fwd_kernel(const S* x_ptr, S* y_
                                                            AccOf<S> p0, AccOf<S> p1) {
   int64_t first = (static_cast<int64_t>(blockIdx.x) * THREADS * UNROLL + threadIdx.x) * VEC;
   Raw<S, VEC> raw[UNROLL];
-  AccOf<S> v[UNROLL * VEC];
 #pragma unroll
   for (int u = 0; u < UNROLL; ++u) {
     int64_t i = first + u * THREADS * VEC;
     raw[u].load(x_ptr + i, numel - i);
   }
 #pragma unroll
-  for (int u = 0; u < UNROLL; ++u) raw[u].decode(v + u * VEC);
-  apply_value<CalcOf<S>>(act, v, p0, p1);
-#pragma unroll
   for (int u = 0; u < UNROLL; ++u) {
     int64_t i = first + u * THREADS * VEC;
-    raw[u].encode(v + u * VEC);
+    AccOf<S> v[VEC];
+    raw[u].decode(v);
+    apply_value<CalcOf<S>>(act, v, p0, p1);
+    raw[u].encode(v);
     raw[u].store(y_ptr + i, numel - i);
   }
 }
@@ -43,7 +42,6 @@ __global__ __launch_bounds__(THREADS) void _act_bwd_kernel(const S* dy_ptr, cons
                                                            AccOf<S> p1) {
   int64_t first = (static_cast<int64_t>(blockIdx.x) * THREADS * UNROLL + threadIdx.x) * VEC;
   Raw<S, VEC> raw_dy[UNROLL], raw_s[UNROLL];
-  AccOf<S> dy[UNROLL * VEC], s[UNROLL * VEC];
 #pragma unroll
   for (int u = 0; u < UNROLL; ++u) {
     int64_t i = first + u * THREADS * VEC;
@@ -52,14 +50,12 @@ __global__ __launch_bounds__(THREADS) void _act_bwd_kernel(const S* dy_ptr, cons
   }
 #pragma unroll
   for (int u = 0; u < UNROLL; ++u) {
-    raw_dy[u].decode(dy + u * VEC);
-    raw_s[u].decode(s + u * VEC);
-  }
-  apply_grad<CalcOf<S>>(act, dy, s, p0, p1);
-#pragma unroll
-  for (int u = 0; u < UNROLL; ++u) {
     int64_t i = first + u * THREADS * VEC;
-    raw_dy[u].encode(dy + u * VEC);
+    AccOf<S> dy[VEC], s[VEC];
+    raw_dy[u].decode(dy);
+    raw_s[u].decode(s);
+    apply_grad<CalcOf<S>>(act, dy, s, p0, p1);
+    raw_dy[u].encode(dy);
     raw_dy[u].store(dx_ptr + i, numel - i);
   }
 }

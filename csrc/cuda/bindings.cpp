@@ -30,7 +30,7 @@ std::map<std::string, int> activations() {
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
-  m.attr("ACTIVATIONS") = activations();
+  m.attr("ACTS") = activations();
   m.attr("DTYPES") = std::map<std::string, int>{{"float64", static_cast<int>(Dtype::f64)},
                                                 {"float32", static_cast<int>(Dtype::f32)},
                                                 {"float16", static_cast<int>(Dtype::f16)},

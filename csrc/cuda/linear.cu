@@ -20,6 +20,11 @@ struct Tile {
   }
 };
 
+// All of a thread's loads are in flight before the first use, but the arithmetic takes 4 elements at a time:
+// 16 at once take 118 registers on sm_90a, so 2 blocks a multiprocessor instead of 3, or spill.
+template <int VEC>
+constexpr int PART = VEC < 4 ? VEC : 4;
+
 // z = act(z + b) in place; grid: col_blocks fastest, then row blocks; UNROLL rows a thread in flight.
 template <typename S, int VEC, int UNROLL>
 __global__ __launch_bounds__(THREADS) void _bias_act_fwd_kernel(S* z_ptr, const S* b_ptr, int64_t M, int64_t N,
@@ -44,14 +49,17 @@ __global__ __launch_bounds__(THREADS) void _bias_act_fwd_kernel(S* z_ptr, const 
       raw[u].load(z_ptr + r * N + col, r < M ? N - col : 0);
     }
 #pragma unroll
-    for (int u = 0; u < UNROLL; ++u) {  // a row at a time once loaded: both at once spill
+    for (int u = 0; u < UNROLL; ++u) {
       int64_t r = row + u * blockDim.y;
-      T v[VEC];
-      raw[u].decode(v);
 #pragma unroll
-      for (int j = 0; j < VEC; ++j) v[j] += b[j];
-      apply_value<CalcOf<S>>(act, v, p0, p1);
-      raw[u].encode(v);
+      for (int from = 0; from < VEC; from += PART<VEC>) {
+        T v[PART<VEC>];
+        raw[u].decode(v, from);
+#pragma unroll
+        for (int j = 0; j < PART<VEC>; ++j) v[j] += b[from + j];
+        apply_value<CalcOf<S>>(act, v, p0, p1);
+        raw[u].encode(v, from);
+      }
       raw[u].store(z_ptr + r * N + col, r < M ? N - col : 0);
     }
   }
@@ -85,18 +93,19 @@ __global__ __launch_bounds__(THREADS) void _bias_act_bwd_kernel(const S* dy_ptr,
 #pragma unroll
     for (int u = 0; u < UNROLL; ++u) {
       int64_t r = row + u * blockDim.y;
-      T dz[VEC], s[VEC];
-      raw_dy[u].decode(dz);
-      raw_s[u].decode(s);
-      apply_grad<CalcOf<S>>(act, dz, s, p0, p1);
-      if (r < M) {  // a row past the end was read as 0, whose slope may be inf (p0): keep it out of the sum
 #pragma unroll
-        for (int j = 0; j < VEC; ++j) acc[j] += dz[j];
+      for (int from = 0; from < VEC; from += PART<VEC>) {
+        T dz[PART<VEC>], s[PART<VEC>];
+        raw_dy[u].decode(dz, from);
+        raw_s[u].decode(s, from);
+        apply_grad<CalcOf<S>>(act, dz, s, p0, p1);
+        if (r < M) {  // a row past the end was read as 0, whose slope may be inf (p0): keep it out of the sum
+#pragma unroll
+          for (int j = 0; j < PART<VEC>; ++j) acc[from + j] += dz[j];
+        }
+        raw_dy[u].encode(dz, from);
       }
-      if (dz_ptr) {
-        raw_dy[u].encode(dz);
-        raw_dy[u].store(dz_ptr + r * N + col, r < M ? N - col : 0);
-      }
+      if (dz_ptr) raw_dy[u].store(dz_ptr + r * N + col, r < M ? N - col : 0);
     }
   }
   if (!partial_ptr) return;

@@ -1,6 +1,6 @@
 // softmax and log_softmax over the middle of (outer, n, inner), forward and backward.
 //
-// inner == 1: one group of threads a row, a warp for n <= 1024 and a block beyond. The row is read from
+// inner == 1: one group of threads a row, up to a warp for n <= 1024, a block beyond. The row is read from
 // device memory once: each thread keeps what it loaded in shared memory, where it fits, and finds it in L2
 // where it does not. inner > 1: neighbouring threads take neighbouring inner positions, so that accesses
 // coalesce, and the threads of a column share its n.
@@ -12,8 +12,11 @@ namespace kz {
 namespace {
 
 constexpr int WARP = 32;
-constexpr int WARP_ROW = 1024;           // longest row one warp takes
-constexpr int CACHE_BYTES = 40 * 1024;   // shared memory a block may have without asking for more, less slack
+constexpr int WARP_ROW = 1024;          // longest row one warp takes
+constexpr int ROWS_THREADS = 128;       // a block of such rows
+template <typename S>
+constexpr int MAX_THREADS = sizeof(S) == 8 ? 512 : 1024;  // a block of one row; fp64 would spill at 1024
+constexpr int CACHE_BYTES = 40 * 1024;  // shared memory a block may have without asking for more, less slack
 
 // Running maximum m and sum of exp(x - m). While every x is -inf, m is too and the reference is 0, so that
 // exp gives 0; a NaN or +inf makes the sum NaN, hence the whole row, as torch's.
@@ -31,14 +34,14 @@ struct Online {
   }
 
   template <int N>
-  __device__ void add(const T (&x)[N], int64_t left) {
+  __device__ void add(const T (&x)[N]) {
     T m_new = m;
 #pragma unroll
-    for (int j = 0; j < N; ++j) m_new = j < left && x[j] > m_new ? x[j] : m_new;
+    for (int j = 0; j < N; ++j) m_new = x[j] > m_new ? x[j] : m_new;
     T r = ref(m_new);
     sum *= C::exp(m - r);
 #pragma unroll
-    for (int j = 0; j < N; ++j) sum += j < left ? C::exp(x[j] - r) : T(0);
+    for (int j = 0; j < N; ++j) sum += C::exp(x[j] - r);
     m = m_new;
   }
 };
@@ -48,13 +51,13 @@ __device__ T shuffle_xor(T v, int lanes) {
   return __shfl_xor_sync(0xffffffffu, v, lanes);
 }
 
-// Every thread of the group (a warp, or a block whose warps exchange through `shared`) gets the row's state.
+// Every thread of the group gets the row's state. A group is `lanes` (a power of two) of a warp, all of
+// whose threads must be here, or a block whose warps exchange through `shared`.
 template <bool BLOCK, typename C>
-__device__ void reduce_row(Online<C>& state, typename C::T* shared) {
+__device__ void reduce_row(Online<C>& state, int lanes, typename C::T* shared) {
   using T = typename C::T;
-#pragma unroll
-  for (int lanes = WARP / 2; lanes > 0; lanes /= 2) {
-    T m = shuffle_xor(state.m, lanes), sum = shuffle_xor(state.sum, lanes);
+  for (int step = BLOCK ? WARP / 2 : lanes / 2; step > 0; step /= 2) {
+    T m = shuffle_xor(state.m, step), sum = shuffle_xor(state.sum, step);
     state.merge(m, sum);
   }
   if constexpr (BLOCK) {
@@ -68,9 +71,8 @@ __device__ void reduce_row(Online<C>& state, typename C::T* shared) {
 }
 
 template <bool BLOCK, typename T>
-__device__ T reduce_row(T sum, T* shared) {
-#pragma unroll
-  for (int lanes = WARP / 2; lanes > 0; lanes /= 2) sum += shuffle_xor(sum, lanes);
+__device__ T reduce_row(T sum, int lanes, T* shared) {
+  for (int step = BLOCK ? WARP / 2 : lanes / 2; step > 0; step /= 2) sum += shuffle_xor(sum, step);
   if constexpr (BLOCK) {
     int warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     __syncthreads();
@@ -100,100 +102,106 @@ __device__ typename C::T softmax_grad(typename C::T dy, typename C::T y, typenam
   return log ? dy - C::exp(y) * sum : y * (dy - sum);
 }
 
-// y = softmax(x) on rows of n elements; a group of threads a row, VEC elements a thread at a time.
+// y = softmax(x) on rows of n elements, a multiple of VEC; `lanes` threads a row, VEC elements at a time.
 template <typename S, int VEC, bool BLOCK>
-__global__ __launch_bounds__(1024) void _softmax_rows_fwd_kernel(const S* x_ptr, S* y_ptr, int64_t rows,
-                                                                 int64_t n, bool log, bool cached) {
+__global__ __launch_bounds__(BLOCK ? MAX_THREADS<S> : ROWS_THREADS, BLOCK ? 1 : 4) void _softmax_rows_fwd_kernel(const S* x_ptr, S* y_ptr, int64_t rows,
+                                                                 int64_t n, int lanes, bool log, bool cached) {
   using C = CalcOf<S>;
   using T = AccOf<S>;
   extern __shared__ uint4 cache_bytes[];
   __shared__ T shared[2 * WARP];
-  int group = BLOCK ? 0 : threadIdx.x / WARP, groups = BLOCK ? 1 : blockDim.x / WARP;
-  int lane = BLOCK ? threadIdx.x : threadIdx.x % WARP, lanes = BLOCK ? blockDim.x : WARP;
-  int64_t vectors = (n + VEC - 1) / VEC;
+  int group = threadIdx.x / lanes, groups = blockDim.x / lanes, lane = threadIdx.x % lanes;
+  int64_t vectors = n / VEC;
   auto* cache = reinterpret_cast<Raw<S, VEC>*>(cache_bytes) + group * vectors;
 
-  for (int64_t row = static_cast<int64_t>(blockIdx.x) * groups + group; row < rows;
-       row += static_cast<int64_t>(gridDim.x) * groups) {
+  // the loop's end is that of the block: a warp's groups shuffle together
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * groups; first < rows;
+       first += static_cast<int64_t>(gridDim.x) * groups) {
+    int64_t row = first + group;
+    int64_t count = row < rows ? vectors : 0;
     const S* x_row = x_ptr + row * n;
     S* y_row = y_ptr + row * n;
     Online<C> state;
-#pragma unroll 4
-    for (int64_t i = lane; i < vectors; i += lanes) {
+#pragma unroll(BLOCK || sizeof(S) == 8 ? 1 : 4)
+    for (int64_t i = lane; i < count; i += lanes) {
       Raw<S, VEC> raw;
       T x[VEC];
-      raw.load(x_row + i * VEC, n - i * VEC);
+      raw.load(x_row + i * VEC, VEC);
       if (cached) cache[i] = raw;  // read again by this thread alone: no barrier
       raw.decode(x);
-      state.add(x, n - i * VEC);
+      state.add(x);
     }
-    reduce_row<BLOCK>(state, shared);
+    reduce_row<BLOCK>(state, lanes, shared);
     T scale = softmax_scale(state, log);
-    for (int64_t i = lane; i < vectors; i += lanes) {
+#pragma unroll 1
+    for (int64_t i = lane; i < count; i += lanes) {
       Raw<S, VEC> raw;
       T v[VEC];
       if (cached) {
         raw = cache[i];
       } else {
-        raw.load(x_row + i * VEC, n - i * VEC);
+        raw.load(x_row + i * VEC, VEC);
       }
       raw.decode(v);
 #pragma unroll
       for (int j = 0; j < VEC; ++j) v[j] = softmax_value<C>(v[j], state.m, scale, log);
       raw.encode(v);
-      raw.store(y_row + i * VEC, n - i * VEC);
+      raw.store(y_row + i * VEC, VEC);
     }
   }
 }
 
 // dx from dy and y, on the same rows and groups; the cache holds dy and y.
 template <typename S, int VEC, bool BLOCK>
-__global__ __launch_bounds__(1024) void _softmax_rows_bwd_kernel(const S* dy_ptr, const S* y_ptr, S* dx_ptr,
-                                                                 int64_t rows, int64_t n, bool log,
+__global__ __launch_bounds__(BLOCK ? MAX_THREADS<S> : ROWS_THREADS, BLOCK ? 1 : 4) void _softmax_rows_bwd_kernel(const S* dy_ptr, const S* y_ptr, S* dx_ptr,
+                                                                 int64_t rows, int64_t n, int lanes, bool log,
                                                                  bool cached) {
   using C = CalcOf<S>;
   using T = AccOf<S>;
   extern __shared__ uint4 cache_bytes[];
   __shared__ T shared[WARP];
-  int group = BLOCK ? 0 : threadIdx.x / WARP, groups = BLOCK ? 1 : blockDim.x / WARP;
-  int lane = BLOCK ? threadIdx.x : threadIdx.x % WARP, lanes = BLOCK ? blockDim.x : WARP;
-  int64_t vectors = (n + VEC - 1) / VEC;
+  int group = threadIdx.x / lanes, groups = blockDim.x / lanes, lane = threadIdx.x % lanes;
+  int64_t vectors = n / VEC;
   auto* cache = reinterpret_cast<Raw<S, VEC>*>(cache_bytes) + group * vectors * 2;
 
-  for (int64_t row = static_cast<int64_t>(blockIdx.x) * groups + group; row < rows;
-       row += static_cast<int64_t>(gridDim.x) * groups) {
+  // the loop's end is that of the block: a warp's groups shuffle together
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * groups; first < rows;
+       first += static_cast<int64_t>(gridDim.x) * groups) {
+    int64_t row = first + group;
+    int64_t count = row < rows ? vectors : 0;
     const S* dy_row = dy_ptr + row * n;
     const S* y_row = y_ptr + row * n;
     S* dx_row = dx_ptr + row * n;
     T sum = T(0);
-#pragma unroll 2
-    for (int64_t i = lane; i < vectors; i += lanes) {
+#pragma unroll(BLOCK || sizeof(S) == 8 ? 1 : 2)
+    for (int64_t i = lane; i < count; i += lanes) {
       Raw<S, VEC> raw_dy, raw_y;
       T dy[VEC], y[VEC];
-      raw_dy.load(dy_row + i * VEC, n - i * VEC);
-      raw_y.load(y_row + i * VEC, n - i * VEC);
+      raw_dy.load(dy_row + i * VEC, VEC);
+      raw_y.load(y_row + i * VEC, VEC);
       if (cached) cache[i] = raw_dy, cache[vectors + i] = raw_y;
       raw_dy.decode(dy);
       raw_y.decode(y);
 #pragma unroll
       for (int j = 0; j < VEC; ++j) sum += log ? dy[j] : dy[j] * y[j];
     }
-    sum = reduce_row<BLOCK>(sum, shared);
-    for (int64_t i = lane; i < vectors; i += lanes) {
+    sum = reduce_row<BLOCK>(sum, lanes, shared);
+#pragma unroll 1
+    for (int64_t i = lane; i < count; i += lanes) {
       Raw<S, VEC> raw_dy, raw_y;
       T dy[VEC], y[VEC];
       if (cached) {
         raw_dy = cache[i], raw_y = cache[vectors + i];
       } else {
-        raw_dy.load(dy_row + i * VEC, n - i * VEC);
-        raw_y.load(y_row + i * VEC, n - i * VEC);
+        raw_dy.load(dy_row + i * VEC, VEC);
+        raw_y.load(y_row + i * VEC, VEC);
       }
       raw_dy.decode(dy);
       raw_y.decode(y);
 #pragma unroll
       for (int j = 0; j < VEC; ++j) dy[j] = softmax_grad<C>(dy[j], y[j], sum, log);
       raw_dy.encode(dy);
-      raw_dy.store(dx_row + i * VEC, n - i * VEC);
+      raw_dy.store(dx_row + i * VEC, VEC);
     }
   }
 }
@@ -222,10 +230,10 @@ __global__ __launch_bounds__(THREADS) void _softmax_inner_fwd_kernel(const S* x_
     int64_t base = pid / inner_blocks * n * inner + col;
     int64_t count = col < inner ? n : 0;
     Online<C> state;
-#pragma unroll 4
+#pragma unroll(sizeof(S) == 8 ? 1 : 4)
     for (int64_t i = threadIdx.y; i < count; i += blockDim.y) {
       T x[1] = {at(x_ptr, base + i * inner)};
-      state.add(x, 1);
+      state.add(x);
     }
     __syncthreads();  // the last column's values have been read
     m[me] = state.m, sum[me] = state.sum;
@@ -252,7 +260,7 @@ __global__ __launch_bounds__(THREADS) void _softmax_inner_bwd_kernel(const S* dy
     int64_t base = pid / inner_blocks * n * inner + col;
     int64_t count = col < inner ? n : 0;
     T sum = T(0);
-#pragma unroll 4
+#pragma unroll(sizeof(S) == 8 ? 1 : 4)
     for (int64_t i = threadIdx.y; i < count; i += blockDim.y) {
       T dy = at(dy_ptr, base + i * inner);
       sum += log ? dy : dy * at(y_ptr, base + i * inner);
@@ -278,14 +286,16 @@ template <typename S, typename Kernel, typename... Args>
 void launch_rows(Kernel warp_rows, Kernel block_rows, int vec, int tensors, int64_t rows, int64_t n, bool log,
                  cudaStream_t stream, Args... pointers) {
   bool block = n > WARP_ROW;
-  // 4 rows a block of 128 threads, or about 4 vectors a thread: many loads in flight on every row
-  int threads = block ? pow2_ceil(ceil_div(n, vec * 4), 1024) : 128;
-  threads = block && threads < 128 ? 128 : threads;
-  int64_t groups = block ? 1 : threads / WARP;
-  int64_t bytes = groups * tensors * ceil_div(n, vec) * vec * static_cast<int64_t>(sizeof(S));
+  int64_t vectors = n / vec;
+  // about 4 vectors a thread on long rows; on short ones no more lanes than vectors
+  int lanes = block ? pow2_ceil(ceil_div(vectors, 4), MAX_THREADS<S>) : pow2_ceil(vectors, WARP);
+  lanes = block && lanes < ROWS_THREADS ? ROWS_THREADS : lanes;
+  int threads = block ? lanes : ROWS_THREADS;
+  int64_t groups = threads / lanes;
+  int64_t bytes = groups * tensors * n * static_cast<int64_t>(sizeof(S));
   bool cached = bytes <= CACHE_BYTES;
   (block ? block_rows : warp_rows)<<<grid_of(ceil_div(rows, groups)), threads, cached ? bytes : 0, stream>>>(
-      pointers..., rows, n, log, cached);
+      pointers..., rows, n, lanes, log, cached);
 }
 
 struct InnerTile {

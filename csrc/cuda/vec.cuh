@@ -79,8 +79,10 @@ struct Raw<S, 1> {
   __device__ void store(S* ptr, int64_t left) const {
     if (left > 0) *reinterpret_cast<typename Storage<S>::Bits*>(ptr) = bits;
   }
-  __device__ void decode(AccOf<S>* v) const { v[0] = Storage<S>::decode(bits); }
-  __device__ void encode(const AccOf<S>* v) { bits = Storage<S>::encode(v[0]); }
+  template <int N>
+  __device__ void decode(AccOf<S> (&v)[N], int = 0) const { v[0] = Storage<S>::decode(bits); }
+  template <int N>
+  __device__ void encode(const AccOf<S> (&v)[N], int = 0) { bits = Storage<S>::encode(v[0]); }
 };
 
 template <typename S, int VEC>
@@ -114,18 +116,22 @@ struct Raw {
     }
   }
 
-  __device__ void decode(AccOf<S>* v) const {
+  // N elements from element `from` on
+  template <int N>
+  __device__ void decode(AccOf<S> (&v)[N], int from = 0) const {
 #pragma unroll
-    for (int j = 0; j < VEC; ++j) v[j] = Storage<S>::decode(get(j));
+    for (int j = 0; j < N; ++j) v[j] = Storage<S>::decode(get(from + j));
   }
 
-  __device__ void encode(const AccOf<S>* v) {
-    if constexpr (sizeof(S) == 2) {
+  template <int N>
+  __device__ void encode(const AccOf<S> (&v)[N], int from = 0) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) w[i] = Storage<S>::encode2(v[2 * i], v[2 * i + 1]);
-    } else {
-#pragma unroll
-      for (int j = 0; j < VEC; ++j) put(j, Storage<S>::encode(v[j]));
+    for (int j = 0; j < N; ++j) {
+      if constexpr (sizeof(S) == 2) {
+        if (j % 2 == 0) w[(from + j) / 2] = Storage<S>::encode2(v[j], v[j + 1]);
+      } else {
+        put(from + j, Storage<S>::encode(v[j]));
+      }
     }
   }
 

@@ -50,7 +50,7 @@ def pointer(typingctx, address, dtype):
     return result(types.int64, types.NumberClass(dtype.dtype)), codegen
 
 
-@intrinsic
+@intrinsic(prefer_literal=True)
 def stack(typingctx, size, dtype):
     """Scratch of a literal size; not inside a loop, as it is freed only when the kernel ends."""
     result = types.CPointer(dtype.dtype)
@@ -59,7 +59,7 @@ def stack(typingctx, size, dtype):
     def codegen(context, builder, signature, args):
         return cgutils.alloca_once(builder, context.get_data_type(dtype.dtype), size=length)
 
-    return result(types.Literal[int](length), types.NumberClass(dtype.dtype)), codegen
+    return result(size, types.NumberClass(dtype.dtype)), codegen
 
 
 @intrinsic

@@ -106,23 +106,24 @@ def _log1p32(u):
 
 @jit
 def _tanh32(x):
-    a = -x if x < f32(0) else x
+    sign = u32(bits(x, u32) & u32(0x80000000))
+    a = abs(x)
     large = f32(1) - f32(2) / (_exp32(a + a) + f32(1))
-    large = -large if x < f32(0) else large
-    z = x * x
+    z = a * a
     p = f32(-5.70498872745e-3)  # Cephes' tanhf (S. Moshier)
     p = p * z + f32(2.06390887954e-2)
     p = p * z + f32(-5.37397155531e-2)
     p = p * z + f32(1.33314422036e-1)
     p = p * z + f32(-3.33332819422e-1)
-    return p * z * x + x if a < f32(0.625) else large
+    small = p * z * a + a
+    return bits(u32(bits(small if a < f32(0.625) else large, u32) | sign), f32)
 
 
 @jit
 def _normal32(x):
     """The normal distribution's cdf and pdf; the cdf's tail has full relative accuracy, as 1 + erf has not."""
     e = _exp32(f32(-0.5) * x * x)
-    a = -x if x < f32(0) else x
+    a = abs(x)
     a = f32(14.6) if a > f32(14.6) else a  # e is 0 there
     m = (a - f32(3)) / (a + f32(3))
     # erfc(a / sqrt(2)) exp(a**2 / 2) / 2, least squares with weights for an even relative error: 1e-8
@@ -165,7 +166,11 @@ def _log1p64(u):
 
 @jit
 def _tanh64(x):
-    return math.tanh(x)
+    z = x * x
+    p = (-9.64399179425052238628e-1 * z - 9.92877231001918586564e1) * z - 1.61468768441708447952e3
+    q = ((z + 1.12811678491632931402e2) * z + 2.23548839060100448583e3) * z + 4.84406305325125486048e3
+    # Cephes' (S. Moshier); glibc's is an ulp worse, which is all there is of a small x - tanh(x)
+    return x + x * (z * (p / q)) if z < 0.390625 else math.tanh(x)
 
 
 @jit
@@ -208,7 +213,7 @@ def activations(f):
 
     @define
     def relu(x, p0, p1):
-        return f(0) if x <= f(0) else x
+        return f(0) if x < f(0) else x
 
     @define
     def relu_grad(dy, y, p0, p1):
@@ -241,7 +246,7 @@ def activations(f):
     @define
     def elu(x, alpha, p1):
         negative = alpha * expm1(x)
-        return negative if x <= f(0) else x
+        return negative if x < f(0) else x
 
     @define
     def elu_grad(dy, x, alpha, p1):
@@ -254,7 +259,7 @@ def activations(f):
     @define
     def selu(x, p0, p1):
         negative = alpha_scale * expm1(x)
-        return negative if x <= f(0) else scale * x
+        return negative if x < f(0) else scale * x
 
     @define
     def selu_grad(dy, x, p0, p1):
@@ -264,7 +269,7 @@ def activations(f):
     @define
     def celu(x, alpha, p1):
         negative = alpha * expm1(x / alpha)
-        return negative if x <= f(0) else x
+        return negative if x < f(0) else x
 
     @define
     def celu_grad(dy, x, alpha, p1):
@@ -288,8 +293,10 @@ def activations(f):
 
     @define
     def gelu_tanh_grad(dy, x, p0, p1):
-        s = f(1) / (f(1) + exp(-sqrt_8_pi * (x + f(0.044715) * (x * x * x))))
-        return dy * (s + x * s * (f(1) - s) * (sqrt_8_pi * (f(1) + f(3 * 0.044715) * (x * x))))
+        e = exp(-sqrt_8_pi * (x + f(0.044715) * (x * x * x)))
+        s = f(1) / (f(1) + e)
+        rest = f(1) if e > f(1e30) else e * s  # 1 - s without its cancellation
+        return dy * (s + x * s * rest * (sqrt_8_pi * (f(1) + f(3 * 0.044715) * (x * x))))
 
     @define
     def silu(x, p0, p1):
@@ -315,7 +322,8 @@ def activations(f):
         n = e * (e + f(2))
         t = n / (n + f(2))
         s = e / (e + f(1))
-        return dy * (t + x * s * (f(1) - t * t))
+        rest = f(0) if x > mish_end else f(2) / (n + f(2)) * (f(1) + t)  # 1 - t t without its cancellation
+        return dy * (t + x * s * rest)
 
     @define
     def sigmoid(x, p0, p1):
@@ -395,7 +403,7 @@ def activations(f):
 
     @define
     def softshrink(x, lambd, p1):
-        return x - lambd if x > lambd else x + lambd if x < -lambd else x * f(0)
+        return x - lambd if x > lambd else x + lambd if x < -lambd else x - x
 
     @define
     def softshrink_grad(dy, x, lambd, p1):

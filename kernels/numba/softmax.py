@@ -8,6 +8,7 @@ from .. import memory
 from .arrays import STORAGE, kernel, launch, pointer, stack
 from .math import EXP, LOG, bits, jit
 
+BLOCK = 256  # terms of a sum added up before they join it: the error of a long row stays that of a short one
 TILE = 64  # columns that are reduced side by side when inner > 1: 4 to 8 vectors, and their sums stay in L1
 
 
@@ -55,8 +56,11 @@ def _fwd_kernel(log, dtype):
                 key = max(key, to_key(load(x_ptr[i])))
             highest = from_key(key)
             total = f(0)
-            for i in range(row * n, row * n + n):
-                total += exp(load(x_ptr[i]) - highest)
+            for start in range(row * n, row * n + n, BLOCK):
+                part = f(0)
+                for i in range(start, min(start + BLOCK, row * n + n)):
+                    part += exp(load(x_ptr[i]) - highest)
+                total += part
             if log:
                 ln_total = ln(total)
                 for i in range(row * n, row * n + n):
@@ -121,8 +125,11 @@ def _bwd_kernel(log, dtype):
         n = args[3]
         for row in range(first, last):
             total = f(0)
-            for i in range(row * n, row * n + n):
-                total += load(dy_ptr[i]) if log else load(dy_ptr[i]) * load(y_ptr[i])
+            for start in range(row * n, row * n + n, BLOCK):
+                part = f(0)
+                for i in range(start, min(start + BLOCK, row * n + n)):
+                    part += load(dy_ptr[i]) if log else load(dy_ptr[i]) * load(y_ptr[i])
+                total += part
             for i in range(row * n, row * n + n):
                 dy, y = load(dy_ptr[i]), load(y_ptr[i])
                 dx_ptr[i] = store(flush(dy - exp(y) * total if log else y * (dy - total)))

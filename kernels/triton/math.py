@@ -15,22 +15,20 @@ INTERPRET = tl.constexpr(triton.knobs.runtime.interpret)
 @triton.jit
 def widen(x, ACC: tl.constexpr):
     """A loaded value in the dtype that the arithmetic runs in."""
-    if INTERPRET:
-        # The interpreter garbles bf16 subnormals: shift the bits instead.
-        if x.dtype == tl.bfloat16:
-            return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    # The interpreter garbles bf16 subnormals: shift the bits instead.
+    if INTERPRET and x.dtype == tl.bfloat16:
+        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     return x.to(ACC)
 
 
 @triton.jit
 def narrow(x, DTYPE: tl.constexpr):
     """A value rounded to nearest even in the dtype that it is stored in."""
-    if INTERPRET:
-        # The interpreter truncates fp32 -> bf16: round on the bits.
-        if DTYPE == tl.bfloat16:
-            bits = x.to(tl.uint32, bitcast=True)
-            rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-            return tl.where(x == x, rounded, 0x7FC0).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    # The interpreter truncates fp32 -> bf16: round on the bits.
+    if INTERPRET and DTYPE == tl.bfloat16:  # noqa: SIM300
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return tl.where(x == x, rounded, 0x7FC0).to(tl.uint16).to(tl.bfloat16, bitcast=True)
     return x.to(DTYPE)
 
 
@@ -368,17 +366,17 @@ def act_value(z, ACT: tl.constexpr, p0, p1, FAST: tl.constexpr):
         return softshrink(z, p0)
     elif ACT == "hardshrink":
         return hardshrink(z, p0)
-    elif ACT == "threshold":
-        return threshold(z, p0, p1)
     else:
-        tl.static_assert(False, "unknown activation")
+        tl.static_assert(ACT == "threshold", "unknown activation")
+        return threshold(z, p0, p1)
 
 
 @triton.jit
 def act_grad(dy, saved, ACT: tl.constexpr, p0, p1, FAST: tl.constexpr):
     """dy * act'(saved): saved is the output for sigmoid and tanh, and the input for the others.
 
-    For relu, relu6, hardtanh and leaky_relu the output serves too: the conditions are the same on both.
+    The output serves too for relu and relu6, and for leaky_relu if its slope is not negative: the conditions
+    are the same on both. For hardtanh only if its bounds are exact in the dtype that the output is stored in.
     """
     p0 = tl.full([], p0, saved.dtype)
     p1 = tl.full([], p1, saved.dtype)
@@ -422,7 +420,6 @@ def act_grad(dy, saved, ACT: tl.constexpr, p0, p1, FAST: tl.constexpr):
         return softsign_grad(dy, saved)
     elif ACT == "softshrink" or ACT == "hardshrink":
         return shrink_grad(dy, saved, p0)
-    elif ACT == "threshold":
-        return threshold_grad(dy, saved, p0)
     else:
-        tl.static_assert(False, "unknown activation")
+        tl.static_assert(ACT == "threshold", "unknown activation")
+        return threshold_grad(dy, saved, p0)

@@ -33,9 +33,9 @@ def _softmax_fwd_kernel(
 ):  # fmt: skip
     """y = exp(x - max x) / sum exp(x - max x) along n, or its logarithm.
 
-    A program normalises BLOCK_O * BLOCK_I vectors: at once from registers when BLOCK_N >= n, else in two walks of
-    BLOCK_N steps: the maximum and the sum together (Milakov, Gimelshein, arXiv:1805.02867), then the result.
-    A vector that is all -inf, or holds +inf or NaN, gives NaN.
+    A program normalises BLOCK_O * BLOCK_I vectors: at once from registers when BLOCK_N >= n, else in two
+    walks of BLOCK_N steps: the maximum and the sum together (Milakov, Gimelshein, arXiv:1805.02867), then the
+    result. A vector that is all -inf, or holds +inf or NaN, gives NaN.
     """
     start, mask_v = _columns(outer, n, inner, BLOCK_O, BLOCK_I)
     offs_n = tl.arange(0, BLOCK_N)[None, :, None].to(tl.int64)
@@ -118,13 +118,13 @@ def _softmax_bwd_kernel(
 def tile(target, dtype, n, inner):
     """Tile of both kernels for vectors of length n. Not yet measured on a device.
 
-    Adjacent elements lie along n when inner is 1, else along inner: there 32 of them make a warp's transaction.
-    One pass reads every tensor once, and holds at most 64 KB of each in the registers of 16 warps: 128 bytes a
-    thread. Short vectors share a program, up to 2048 elements.
+    Adjacent elements lie along n when inner is 1, else along inner: there 32 of them make a warp's
+    transaction. One pass reads every tensor once, and holds at most 64 KB of each in the registers of 16
+    warps: 128 bytes a thread. Short vectors share a program, up to 2048 elements.
     """
     one_pass_limit, shared_limit, widest = (1 << 16) // max(dtype.itemsize, 4), 2048, 32
     if target.backend == "interpreter":  # small, so that tiny shapes reach every branch
-        one_pass_limit, shared_limit, widest = 64, 32, 4
+        one_pass_limit, shared_limit, widest = 128, 64, 4
     block_i = min(triton.next_power_of_2(inner), widest)
     block_n = triton.next_power_of_2(n)
     one_pass = block_n * block_i <= one_pass_limit
@@ -132,7 +132,8 @@ def tile(target, dtype, n, inner):
         block_n = one_pass_limit // 4 // block_i
     block_o = max(1, shared_limit // (block_n * block_i))
     num_warps = min(max(block_o * block_n * block_i // 1024, 4), 16)
-    return dict(BLOCK_O=block_o, BLOCK_N=block_n, BLOCK_I=block_i, ONE_PASS=one_pass, num_warps=num_warps)
+    blocks = {"BLOCK_O": block_o, "BLOCK_N": block_n, "BLOCK_I": block_i}
+    return blocks | {"ONE_PASS": one_pass, "num_warps": num_warps}
 
 
 def _launch(kernel, like, log, **tensors):

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from ..data import Split, Table
 from .config import OPTIMIZERS, Config
-from .metrics import make_metrics
+from .metrics import NAMES, make_metrics
 
 VAL_BATCH = 4096
 KEPT_STEP_TIMES = 10_000
@@ -99,6 +99,7 @@ class TabularModule(pl.LightningModule):
         super().__init__()
         self.model, self.config, self.engine, self.data = model, config, engine, data
         self.regression = table.classes is None
+        self.metric_names = NAMES[table.task]
         self.val_metrics = make_metrics(table, data.normalization)
         self.history: list[dict[str, float]] = list(state["history"]) if state else []
         self.best: dict[str, Any] = state["best"] if state else {}
@@ -121,7 +122,7 @@ class TabularModule(pl.LightningModule):
         return DataLoader(data, sampler=rows, batch_size=None, generator=torch.Generator())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        name, arguments, _ = OPTIMIZERS[self.config.optimizer]
+        name, arguments, *_ = OPTIMIZERS[self.config.optimizer]
         matrices = [p for p in self.model.parameters() if p.ndim >= 2]
         vectors = [p for p in self.model.parameters() if p.ndim < 2]
         groups = [
@@ -178,7 +179,8 @@ class TabularModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.val_loss /= len(self.data.val_x)
-        self.val_values = {key: float(value) for key, value in self.val_metrics.compute().items()}
+        values = self.val_metrics.compute()
+        self.val_values = {key: float(values[key]) for key in self.metric_names}
         self.val_metrics.reset()
         self.log("val_loss", self.val_loss)
 

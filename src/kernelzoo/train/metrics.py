@@ -13,7 +13,8 @@ from torchmetrics.classification import (
 
 from ..data import Normalization, Table
 
-MAIN = {"classification": "accuracy", "regression": "r2"}
+# by task, in the order shown; the first is the one that is drawn
+NAMES = {"classification": ("accuracy", "precision", "recall", "f1"), "regression": ("r2", "mse", "mae")}
 
 
 class RegressionMetrics(MetricCollection):

@@ -18,7 +18,7 @@ from ..data import InputError, Split, Table, load, split
 from . import checkpoint, report
 from .config import Config
 from .loop import Engine, Fit, fit
-from .metrics import MAIN
+from .metrics import NAMES
 
 KERNELZOO = Engine("kernelzoo", nn, functional, optim)
 TORCH = Engine("torch", zoo.plain, torch.nn.functional, torch.optim)
@@ -46,7 +46,7 @@ def run(config: Config, console: Console | None = None) -> dict[str, Any]:
         "data": table.fingerprint(),
     }
     with _backend(config.backend):
-        _probe(model, data, config)
+        ran = _probe(model, data, config)
         state = _resume_state(config, identity, model, console)
         path = config.out / CHECKPOINT
         _prepare(config)
@@ -58,7 +58,7 @@ def run(config: Config, console: Console | None = None) -> dict[str, Any]:
     checkpoint.write_whole(config.out / WEIGHTS, _safetensors(ours, config, options, table, data))
     if config.compare:
         fits["torch"] = _fit(_create(config, options, TORCH), config, table, data, TORCH, console)
-    return _report(fits, config, options, table, data, console)
+    return _report(fits, config, options, table, data, ran, console)
 
 
 def _fit(
@@ -71,7 +71,7 @@ def _fit(
     **how: Any,
 ) -> Fit:
     done = len(how["state"]["history"]) if how.get("state") else 0
-    bar = report.ProgressBar(engine.name, MAIN[table.task], done, config.epochs, console)
+    bar = report.ProgressBar(engine.name, NAMES[table.task][0], done, config.epochs, console)
     return fit(model, config, table, data, engine, callbacks=(bar,), **how)
 
 
@@ -129,14 +129,18 @@ def _backend(name: str | None):
         yield
 
 
-def _probe(model: torch.nn.Module, data: Split, config: Config) -> None:
-    """One forward pass, so that a backend that cannot serve says so before a file is written."""
+def _probe(model: torch.nn.Module, data: Split, config: Config) -> list[str]:
+    """One forward pass, so that a backend that cannot serve says so before a file is written.
+
+    Returns which op runs on which backend, each once: "linear[relu] on cpp".
+    """
     model.to(config.device).eval()
-    with torch.no_grad():
+    with kernelzoo.trace() as calls:
         try:
-            model(data.val_x[:2].to(config.device))
+            model(data.x[: config.batch_size].to(config.device))
         except kernelzoo.BackendUnavailable as error:
             raise InputError(f"--backend {config.backend}: {error}") from None
+    return list(dict.fromkeys(f"{call.op} on {call.backend}" for call in calls))
 
 
 def _resume_state(config: Config, identity: dict, model: torch.nn.Module, console: Console) -> dict | None:
@@ -184,7 +188,13 @@ def _safetensors(ours: Fit, config: Config, options: dict, table: Table, data: S
 
 
 def _report(
-    fits: dict[str, Fit], config: Config, options: dict, table: Table, data: Split, console: Console
+    fits: dict[str, Fit],
+    config: Config,
+    options: dict,
+    table: Table,
+    data: Split,
+    ran: list[str],
+    console: Console,
 ) -> dict[str, Any]:
     about = {
         "model": config.model,
@@ -199,6 +209,7 @@ def _report(
         "batch_size": config.batch_size,
         "seed": config.seed,
         "backend": config.backend or "auto",
+        "ran": ran,
         "device": torch.cuda.get_device_name() if config.device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "versions": {"kernelzoo": kernelzoo.__version__, "torch": torch.__version__},
@@ -206,19 +217,23 @@ def _report(
     result = report.summary(fits, about)
     shown = ", ".join(f"{key}={value}" for key, value in options.items())
     title = f"{config.model}({shown}) on {config.data}"
-    checkpoint.write_whole(config.out / CURVES, report.curves(fits, title, MAIN[table.task]))
+    checkpoint.write_whole(config.out / CURVES, report.curves(fits, title, NAMES[table.task][0]))
     checkpoint.write_whole(
         config.out / METRICS, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode()
     )
     console.print(
-        f"\n{title}: {len(data.x)} rows to train on, {len(data.val_x)} to validate on", highlight=False
+        f"\n{title}: {len(data.x)} rows to train on, {len(data.val_x)} to validate on",
+        highlight=False,
+        soft_wrap=True,
     )
     console.print(report.result_table(fits))
     if config.compare:
         console.print(
             f"largest weight difference {result['largest_weight_difference']:.2e} "
             f"(largest weight {result['largest_weight']:.2e}); same seed, data order and loop; "
-            f"device {result['device']}, {result['threads']} threads, backend {result['backend']}"
+            f"{result['device']}, {result['threads']} threads; "
+            f"kernelzoo ran {', '.join(ran) or 'no op of its own'}",
+            soft_wrap=True,
         )
     console.print(
         f"wrote {WEIGHTS}, {CURVES}, {METRICS}, {CHECKPOINT} in {shlex.quote(str(config.out))}",

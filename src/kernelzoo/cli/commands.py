@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +50,7 @@ def verify(op: Annotated[str, typer.Argument(help="The op to check against float
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context) -> None:
     """Time the kernels beside their peers (needs a checkout); arguments go to bench/run.py."""
-    folders = (Path.cwd(), Path(__file__).resolve().parents[2])
+    folders = (Path.cwd(), Path(__file__).resolve().parents[3])
     runner = next((f / "bench" / "run.py" for f in folders if (f / "bench" / "run.py").is_file()), None)
     if runner is None:
         raise _fail("bench/run.py is not here; run `kernelzoo bench` in a checkout of the repository")
@@ -127,14 +128,12 @@ def train(
     threads: Annotated[int | None, typer.Option(help="CPU threads.", rich_help_panel=_RUN)] = None,
 ) -> None:
     """Train a model on a table, and say how well it does on rows it has not seen."""
+    missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        raise _fail(f"train needs {', '.join(missing)}: pip install kernelzoo[train]")
     import torch
 
-    try:
-        from kernelzoo import train as training
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] not in _EXTRA:
-            raise
-        raise _fail(f"train needs {error.name}: pip install 'kernelzoo[train]'") from None
+    from kernelzoo import train as training
     from kernelzoo.data import InputError
     from kernelzoo.train.loop import Stopped, TrainingError
 
