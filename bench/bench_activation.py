@@ -22,7 +22,8 @@ def _normal(generator):
 
 
 def _traffic(dtype):
-    """x and y, then dy, the saved tensor and dx; an operation an element each way marks the roofline's place."""
+    """x and y, then dy, the saved tensor and dx; one operation an element each way, to have a place in the
+    roofline."""
     n = SHAPE[0] * SHAPE[1]
     return {"bytes": 5 * n * dtype.itemsize, "flops": 2 * n}
 

@@ -28,7 +28,8 @@ def kernelzoo(*args):
 
 def test_train_on_digits_beside_torch(tmp_path):
     out = tmp_path / "run"
-    result = kernelzoo("train", "mlp", "--data", "digits", "--compare", "torch", "--epochs", 15, "--out", out)
+    how = ("--compare", "torch", "--threads", 1)
+    result = kernelzoo("train", "mlp", "--data", "digits", *how, "--out", out)
     assert result.exit_code == 0, result.stderr
     assert "largest weight difference" in result.stdout
     assert "median step, ms" in result.stdout
@@ -36,7 +37,7 @@ def test_train_on_digits_beside_torch(tmp_path):
     assert files == {"checkpoint.ckpt", "curves.png", "metrics.json", "model.safetensors"}
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     results = json.loads((out / "metrics.json").read_text())["results"]
-    assert all(results[name]["metrics"]["accuracy"] >= 0.965 for name in ("kernelzoo", "torch"))
+    assert all(results[name]["metrics"]["accuracy"] >= 0.97 for name in ("kernelzoo", "torch"))
     assert set(results["torch"]["metrics"]) == {"accuracy", "precision", "recall", "f1"}
 
 
@@ -139,14 +140,18 @@ def python(code):
 
 
 def test_import_is_free_of_the_extras():
-    code = "import sys, kernelzoo, kernelzoo.zoo, kernelzoo.cli; print({'typer', 'lightning', 'rich'} & {*sys.modules})"
+    code = (
+        "import sys, kernelzoo, kernelzoo.zoo, kernelzoo.cli\n"
+        "print({'typer', 'lightning', 'rich'} & {*sys.modules})"
+    )
     assert python(code).stdout == "set()\n"
 
 
 @pytest.mark.parametrize("absent", ["typer", "lightning"])
 def test_train_without_its_extra_says_what_to_install(absent):
     code = (
-        f"import sys; sys.modules[{absent!r}] = None; sys.argv = ['kernelzoo', 'train', 'mlp', '--data', 'digits']\n"
+        f"import sys; sys.modules[{absent!r}] = None\n"
+        "sys.argv = ['kernelzoo', 'train', 'mlp', '--data', 'digits']\n"
         "from kernelzoo.cli import main; sys.exit(main())"
     )
     result = python(code)

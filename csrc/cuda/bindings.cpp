@@ -54,16 +54,17 @@ PYBIND11_MODULE(_cuda, m) {
         },
         Call());
   m.def("bias_act_bwd",
-        [](Ptr dy, int64_t stride_dym, Ptr saved, Ptr dz, Ptr db, Ptr partial, int64_t M, int64_t N, int dtype,
-           int act, double p0, double p1, int device, Ptr stream) {
-          kz::bias_act_bwd(ptr(dy), stride_dym, ptr(saved), ptr(dz), ptr(db), ptr(partial), M, N, Dtype(dtype),
-                           Act(act), p0, p1, {device, stream});
+        [](Ptr dy, int64_t stride_dym, Ptr saved, Ptr dz, Ptr db, Ptr partial, int64_t M, int64_t N,
+           int dtype, int act, double p0, double p1, int device, Ptr stream) {
+          kz::bias_act_bwd(ptr(dy), stride_dym, ptr(saved), ptr(dz), ptr(db), ptr(partial), M, N,
+                           Dtype(dtype), Act(act), p0, p1, {device, stream});
         },
         Call());
   m.def("bias_act_bwd_parts",
         [](int64_t M, int64_t N, int dtype) { return kz::bias_act_bwd_parts(M, N, Dtype(dtype)); });
   m.def("softmax_fwd",
-        [](Ptr x, Ptr y, int64_t outer, int64_t n, int64_t inner, bool log, int dtype, int device, Ptr stream) {
+        [](Ptr x, Ptr y, int64_t outer, int64_t n, int64_t inner, bool log, int dtype, int device,
+           Ptr stream) {
           kz::softmax_fwd(ptr(x), ptr(y), outer, n, inner, log, Dtype(dtype), {device, stream});
         },
         Call());

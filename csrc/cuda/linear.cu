@@ -27,9 +27,9 @@ constexpr int PART = VEC < 4 ? VEC : 4;
 
 // z = act(z + b) in place; grid: col_blocks fastest, then row blocks; UNROLL rows a thread in flight.
 template <typename S, int VEC, int UNROLL>
-__global__ __launch_bounds__(THREADS) void _bias_act_fwd_kernel(S* z_ptr, const S* b_ptr, int64_t M, int64_t N,
-                                                                int64_t stride_bn, int64_t col_blocks,
-                                                                Act act, AccOf<S> p0, AccOf<S> p1) {
+__global__ __launch_bounds__(THREADS) void _bias_act_fwd_kernel(
+    S* z_ptr, const S* b_ptr, int64_t M, int64_t N, int64_t stride_bn, int64_t col_blocks, Act act, AccOf<S> p0,
+    AccOf<S> p1) {
   using T = AccOf<S>;
   int64_t pid_n = blockIdx.x % col_blocks, pid_m = blockIdx.x / col_blocks;
   int64_t row_blocks = gridDim.x / col_blocks;
@@ -68,10 +68,9 @@ __global__ __launch_bounds__(THREADS) void _bias_act_fwd_kernel(S* z_ptr, const 
 // dz = dy * act'(saved), stored where dz_ptr is given; partial[pid_m] = sum of dz over this block's rows,
 // where partial_ptr is given. No atomics: the sums of a run are those of the next.
 template <typename S, int VEC, int UNROLL>
-__global__ __launch_bounds__(THREADS) void _bias_act_bwd_kernel(const S* dy_ptr, const S* saved_ptr, S* dz_ptr,
-                                                                AccOf<S>* partial_ptr, int64_t M, int64_t N,
-                                                                int64_t stride_dym, int64_t col_blocks,
-                                                                Act act, AccOf<S> p0, AccOf<S> p1) {
+__global__ __launch_bounds__(THREADS) void _bias_act_bwd_kernel(
+    const S* dy_ptr, const S* saved_ptr, S* dz_ptr, AccOf<S>* partial_ptr, int64_t M, int64_t N,
+    int64_t stride_dym, int64_t col_blocks, Act act, AccOf<S> p0, AccOf<S> p1) {
   using T = AccOf<S>;
   int64_t pid_n = blockIdx.x % col_blocks, pid_m = blockIdx.x / col_blocks;
   int64_t row_blocks = gridDim.x / col_blocks;
@@ -131,8 +130,8 @@ __global__ __launch_bounds__(THREADS) void _bias_act_bwd_kernel(const S* dy_ptr,
 
 // db[n] = sum over parts of partial[part, n], blocks of 32 columns x 8 parts at a time, in a fixed order.
 template <typename S>
-__global__ __launch_bounds__(THREADS) void _sum_parts_kernel(const AccOf<S>* partial_ptr, S* db_ptr, int64_t N,
-                                                             int64_t parts) {
+__global__ __launch_bounds__(THREADS) void _sum_parts_kernel(const AccOf<S>* partial_ptr, S* db_ptr,
+                                                             int64_t N, int64_t parts) {
   using T = AccOf<S>;
   int64_t col = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x;
   T acc = T(0);
@@ -211,8 +210,8 @@ void bias_act_bwd(const void* dy, int64_t stride_dym, const void* saved, void* d
       Tile tile(N, vec);
       int64_t row_blocks = row_blocks_of(M, tile, 1024);
       kernel<<<grid_of(tile, row_blocks), dim3(tile.tx, tile.ty), 0, stream>>>(
-          static_cast<const S*>(dy), static_cast<const S*>(saved), static_cast<S*>(dz), sums, M, N, stride_dym,
-          tile.col_blocks, act, AccOf<S>(p0), AccOf<S>(p1));
+          static_cast<const S*>(dy), static_cast<const S*>(saved), static_cast<S*>(dz), sums, M, N,
+          stride_dym, tile.col_blocks, act, AccOf<S>(p0), AccOf<S>(p1));
       check_launch("bias_act_bwd");
       if (!db) return;
       _sum_parts_kernel<S><<<grid_of(Tile(N, 1), 1), dim3(32, 8), 0, stream>>>(sums, static_cast<S*>(db), N,

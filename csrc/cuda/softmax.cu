@@ -27,61 +27,57 @@ struct Online {
 
   static __device__ T ref(T m) { return m == T(-INFINITY) ? T(0) : m; }
 
-  __device__ void merge(T other_m, T other_sum) {
-    T m_new = other_m > m ? other_m : m;
-    sum = sum * C::exp(m - ref(m_new)) + other_sum * C::exp(other_m - ref(m_new));
-    m = m_new;
-  }
+  // The sum, relative to a maximum `m_new` >= m.
+  __device__ T sum_at(T m_new) const { return sum * C::exp(m - ref(m_new)); }
 
   template <int N>
   __device__ void add(const T (&x)[N]) {
     T m_new = m;
 #pragma unroll
     for (int j = 0; j < N; ++j) m_new = x[j] > m_new ? x[j] : m_new;
-    T r = ref(m_new);
-    sum *= C::exp(m - r);
+    sum = sum_at(m_new);
 #pragma unroll
-    for (int j = 0; j < N; ++j) sum += C::exp(x[j] - r);
+    for (int j = 0; j < N; ++j) sum += C::exp(x[j] - ref(m_new));
     m = m_new;
   }
 };
 
-template <typename T>
-__device__ T shuffle_xor(T v, int lanes) {
-  return __shfl_xor_sync(0xffffffffu, v, lanes);
+struct Max {
+  template <typename T>
+  __device__ T operator()(T a, T b) const {
+    return a > b ? a : b;
+  }
+};
+
+struct Sum {
+  template <typename T>
+  __device__ T operator()(T a, T b) const {
+    return a + b;
+  }
+};
+
+// Every thread of the group gets the reduction over it. A group is `lanes` (a power of two) of a warp, all
+// of whose threads must be here, or a block whose warps exchange through `shared`.
+template <bool BLOCK, typename T, typename Op>
+__device__ T reduce_row(T v, int lanes, T* shared, Op op) {
+  for (int step = BLOCK ? WARP / 2 : lanes / 2; step > 0; step /= 2)
+    v = op(v, __shfl_xor_sync(0xffffffffu, v, step));
+  if constexpr (BLOCK) {
+    int warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    __syncthreads();  // the values of the reduction before have been read
+    if (threadIdx.x % WARP == 0) shared[warp] = v;
+    __syncthreads();
+    v = shared[0];
+    for (int i = 1; i < warps; ++i) v = op(v, shared[i]);
+  }
+  return v;
 }
 
-// Every thread of the group gets the row's state. A group is `lanes` (a power of two) of a warp, all of
-// whose threads must be here, or a block whose warps exchange through `shared`.
 template <bool BLOCK, typename C>
 __device__ void reduce_row(Online<C>& state, int lanes, typename C::T* shared) {
-  using T = typename C::T;
-  for (int step = BLOCK ? WARP / 2 : lanes / 2; step > 0; step /= 2) {
-    T m = shuffle_xor(state.m, step), sum = shuffle_xor(state.sum, step);
-    state.merge(m, sum);
-  }
-  if constexpr (BLOCK) {
-    int warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    __syncthreads();  // the last row's values have been read
-    if (threadIdx.x % WARP == 0) shared[2 * warp] = state.m, shared[2 * warp + 1] = state.sum;
-    __syncthreads();
-    state = Online<C>();
-    for (int i = 0; i < warps; ++i) state.merge(shared[2 * i], shared[2 * i + 1]);
-  }
-}
-
-template <bool BLOCK, typename T>
-__device__ T reduce_row(T sum, int lanes, T* shared) {
-  for (int step = BLOCK ? WARP / 2 : lanes / 2; step > 0; step /= 2) sum += shuffle_xor(sum, step);
-  if constexpr (BLOCK) {
-    int warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    __syncthreads();
-    if (threadIdx.x % WARP == 0) shared[warp] = sum;
-    __syncthreads();
-    sum = T(0);
-    for (int i = 0; i < warps; ++i) sum += shared[i];
-  }
-  return sum;
+  typename C::T m = reduce_row<BLOCK>(state.m, lanes, shared, Max());
+  state.sum = reduce_row<BLOCK>(state.sum_at(m), lanes, shared, Sum());
+  state.m = m;
 }
 
 // softmax: exp(x - m) / sum; log_softmax: x - m - log(sum)
@@ -104,12 +100,12 @@ __device__ typename C::T softmax_grad(typename C::T dy, typename C::T y, typenam
 
 // y = softmax(x) on rows of n elements, a multiple of VEC; `lanes` threads a row, VEC elements at a time.
 template <typename S, int VEC, bool BLOCK>
-__global__ __launch_bounds__(BLOCK ? MAX_THREADS<S> : ROWS_THREADS, BLOCK ? 1 : 4) void _softmax_rows_fwd_kernel(const S* x_ptr, S* y_ptr, int64_t rows,
-                                                                 int64_t n, int lanes, bool log, bool cached) {
+__global__ __launch_bounds__(BLOCK ? MAX_THREADS<S> : ROWS_THREADS, BLOCK ? 1 : 4) void
+_softmax_rows_fwd_kernel(const S* x_ptr, S* y_ptr, int64_t rows, int64_t n, int lanes, bool log, bool cached) {
   using C = CalcOf<S>;
   using T = AccOf<S>;
   extern __shared__ uint4 cache_bytes[];
-  __shared__ T shared[2 * WARP];
+  __shared__ T shared[WARP];
   int group = threadIdx.x / lanes, groups = blockDim.x / lanes, lane = threadIdx.x % lanes;
   int64_t vectors = n / VEC;
   auto* cache = reinterpret_cast<Raw<S, VEC>*>(cache_bytes) + group * vectors;
@@ -153,9 +149,8 @@ __global__ __launch_bounds__(BLOCK ? MAX_THREADS<S> : ROWS_THREADS, BLOCK ? 1 : 
 
 // dx from dy and y, on the same rows and groups; the cache holds dy and y.
 template <typename S, int VEC, bool BLOCK>
-__global__ __launch_bounds__(BLOCK ? MAX_THREADS<S> : ROWS_THREADS, BLOCK ? 1 : 4) void _softmax_rows_bwd_kernel(const S* dy_ptr, const S* y_ptr, S* dx_ptr,
-                                                                 int64_t rows, int64_t n, int lanes, bool log,
-                                                                 bool cached) {
+__global__ __launch_bounds__(BLOCK ? MAX_THREADS<S> : ROWS_THREADS, BLOCK ? 1 : 4) void
+_softmax_rows_bwd_kernel(const S* dy_ptr, const S* y_ptr, S* dx_ptr, int64_t rows, int64_t n, int lanes, bool log, bool cached) {
   using C = CalcOf<S>;
   using T = AccOf<S>;
   extern __shared__ uint4 cache_bytes[];
@@ -185,7 +180,7 @@ __global__ __launch_bounds__(BLOCK ? MAX_THREADS<S> : ROWS_THREADS, BLOCK ? 1 : 
 #pragma unroll
       for (int j = 0; j < VEC; ++j) sum += log ? dy[j] : dy[j] * y[j];
     }
-    sum = reduce_row<BLOCK>(sum, lanes, shared);
+    sum = reduce_row<BLOCK>(sum, lanes, shared, Sum());
 #pragma unroll 1
     for (int64_t i = lane; i < count; i += lanes) {
       Raw<S, VEC> raw_dy, raw_y;
@@ -238,8 +233,11 @@ __global__ __launch_bounds__(THREADS) void _softmax_inner_fwd_kernel(const S* x_
     __syncthreads();  // the last column's values have been read
     m[me] = state.m, sum[me] = state.sum;
     __syncthreads();
-    state = Online<C>();
-    for (int i = threadIdx.x; i < blockDim.x * blockDim.y; i += blockDim.x) state.merge(m[i], sum[i]);
+    int threads = blockDim.x * blockDim.y;
+    for (int i = threadIdx.x; i < threads; i += blockDim.x) state.m = Max()(state.m, m[i]);
+    state.sum = T(0);
+    for (int i = threadIdx.x; i < threads; i += blockDim.x)
+      state.sum += sum[i] * C::exp(m[i] - Online<C>::ref(state.m));
     T scale = softmax_scale(state, log);
     for (int64_t i = threadIdx.y; i < count; i += blockDim.y)
       put(y_ptr, base + i * inner, softmax_value<C>(at(x_ptr, base + i * inner), state.m, scale, log));
@@ -247,10 +245,9 @@ __global__ __launch_bounds__(THREADS) void _softmax_inner_fwd_kernel(const S* x_
 }
 
 template <typename S>
-__global__ __launch_bounds__(THREADS) void _softmax_inner_bwd_kernel(const S* dy_ptr, const S* y_ptr, S* dx_ptr,
-                                                                     int64_t n, int64_t inner,
-                                                                     int64_t inner_blocks, int64_t blocks,
-                                                                     bool log) {
+__global__ __launch_bounds__(THREADS) void _softmax_inner_bwd_kernel(
+    const S* dy_ptr, const S* y_ptr, S* dx_ptr, int64_t n, int64_t inner, int64_t inner_blocks, int64_t blocks,
+    bool log) {
   using C = CalcOf<S>;
   using T = AccOf<S>;
   __shared__ T sums[THREADS];
@@ -325,11 +322,11 @@ void softmax_fwd(const void* x, void* y, int64_t outer, int64_t n, int64_t inner
       _softmax_inner_fwd_kernel<S><<<grid_of(tile.blocks), tile.block, 0, stream>>>(
           xs, ys, n, inner, tile.inner_blocks, tile.blocks, log);
     } else if (n % V == 0 && aligned16(x) && aligned16(y)) {
-      launch_rows<S>(_softmax_rows_fwd_kernel<S, V, false>, _softmax_rows_fwd_kernel<S, V, true>, V, 1, outer, n,
-                     log, stream, xs, ys);
+      launch_rows<S>(_softmax_rows_fwd_kernel<S, V, false>, _softmax_rows_fwd_kernel<S, V, true>, V,
+                     1, outer, n, log, stream, xs, ys);
     } else {
-      launch_rows<S>(_softmax_rows_fwd_kernel<S, 1, false>, _softmax_rows_fwd_kernel<S, 1, true>, 1, 1, outer, n,
-                     log, stream, xs, ys);
+      launch_rows<S>(_softmax_rows_fwd_kernel<S, 1, false>, _softmax_rows_fwd_kernel<S, 1, true>, 1,
+                     1, outer, n, log, stream, xs, ys);
     }
     check_launch("softmax_fwd");
   });
@@ -349,11 +346,11 @@ void softmax_bwd(const void* dy, const void* y, void* dx, int64_t outer, int64_t
       _softmax_inner_bwd_kernel<S><<<grid_of(tile.blocks), tile.block, 0, stream>>>(
           dys, ys, dxs, n, inner, tile.inner_blocks, tile.blocks, log);
     } else if (n % V == 0 && aligned16(dy) && aligned16(y) && aligned16(dx)) {
-      launch_rows<S>(_softmax_rows_bwd_kernel<S, V, false>, _softmax_rows_bwd_kernel<S, V, true>, V, 2, outer, n,
-                     log, stream, dys, ys, dxs);
+      launch_rows<S>(_softmax_rows_bwd_kernel<S, V, false>, _softmax_rows_bwd_kernel<S, V, true>, V,
+                     2, outer, n, log, stream, dys, ys, dxs);
     } else {
-      launch_rows<S>(_softmax_rows_bwd_kernel<S, 1, false>, _softmax_rows_bwd_kernel<S, 1, true>, 1, 2, outer, n,
-                     log, stream, dys, ys, dxs);
+      launch_rows<S>(_softmax_rows_bwd_kernel<S, 1, false>, _softmax_rows_bwd_kernel<S, 1, true>, 1,
+                     2, outer, n, log, stream, dys, ys, dxs);
     }
     check_launch("softmax_bwd");
   });

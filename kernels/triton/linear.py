@@ -151,7 +151,7 @@ def _linear_act_bwd_kernel(
         if STORE_DZ:
             tl.store(dz_ptr + offs, narrow(dz, dz_ptr.dtype.element_ty), mask=mask)
         if SUM_DB:
-            acc += dz
+            acc += tl.where(mask, dz, 0.0)  # beyond the edge an infinite parameter would give NaN
     if SUM_DB:
         offs_partial = pid_m.to(tl.int64) * N + offs_n
         tl.store(partial_ptr + offs_partial, tl.sum(acc, axis=0), mask=mask_n)

@@ -19,6 +19,7 @@ from .ops.core import BackendUnavailable, backend, backends
 from .ops.core.choice import KERNELS
 
 FLOOR_EPS = 4
+FLOOR_EPS_FP64 = 64  # there the oracle has the same rounding errors as what it judges
 # Not float64, which a formula in fp64 cannot judge: finite differences (gradcheck) prove those kernels.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -63,7 +64,8 @@ def judge(ours, theirs, oracle):
         # where torch in this dtype overflows, the oracle does not: compare where both are finite
         oracle = torch.where(finite, oracle, theirs.double())
     got, reached = error(ours, oracle), error(theirs, oracle)
-    limit = 2 * reached + FLOOR_EPS * torch.finfo(ours.dtype).eps
+    floor = FLOOR_EPS_FP64 if ours.dtype == torch.float64 else FLOOR_EPS
+    limit = 2 * reached + floor * torch.finfo(ours.dtype).eps
     if problem is None and not got <= limit:
         problem = f"error {got:.3e} against fp64, allowed {limit:.3e}"
     return Verdict(got, reached, limit, problem)

@@ -41,7 +41,7 @@ def dump(binary, *options):
 
 
 def kernel_name(mangled):
-    """('bias_act_bwd', 'bf16', 8) from a mangled kernel, or None; the vector width is 1 where there is none."""
+    """('bias_act_bwd', 'bf16', 8) from a mangled kernel, or None; a width of 1 is not in the name."""
     found = re.search(r"_([a-z_]+)_kernelI(13__nv_bfloat16|6__half|f|d)(?:Li(\d+))?", mangled)
     if not found:
         return None
@@ -129,10 +129,10 @@ def test_compiles_anew(tmp_path):
         pytest.skip("nvcc not found")
 
     def build(op, arch):
-        out = tmp_path / f"{op}-{arch}.cubin"
+        out = tmp_path / f"{op}-{arch}.fatbin"
         subprocess.run(
             [
-                *(nvcc, "-std=c++17", "-O3", "-cubin", f"-gencode=arch={ARCHS[arch]},code={arch}"),
+                *(nvcc, "-std=c++17", "-O3", "-fatbin", f"-gencode=arch={ARCHS[arch]},code={arch}"),
                 *("-Werror", "all-warnings", "-o", str(out), str(SOURCES / f"{op}.cu")),
             ],
             check=True,
@@ -141,6 +141,6 @@ def test_compiles_anew(tmp_path):
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         built = list(pool.map(lambda job: build(*job), [(op, arch) for op in OPS for arch in ARCHS]))
-    for op, arch, cubin in built:
-        check_resources(cubin, [arch])
-        check_vector_accesses(cubin, arch, OPS[op])
+    for op, arch, fatbin in built:
+        check_resources(fatbin, [arch])
+        check_vector_accesses(fatbin, arch, OPS[op])

@@ -25,6 +25,9 @@ def infos():
             yield pytest.param(name, info, id=name + (f"-{info.variant_test_name}" if info.variant_test_name else ""))
 
 
+INFOS = list(infos())
+
+
 def run(function, sample, dy_seed=3):
     tensors = [t for t in (sample.input, *sample.args, *sample.kwargs.values()) if isinstance(t, torch.Tensor)]
     y = function(sample.input, *sample.args, **sample.kwargs)
@@ -44,7 +47,7 @@ def exact(sample):
     return sample.transform(up)
 
 
-@pytest.mark.parametrize(("name", "info"), infos())
+@pytest.mark.parametrize(("name", "info"), INFOS)
 @pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 def test_samples(name, info, backend, dtype):
@@ -67,7 +70,7 @@ def test_samples(name, info, backend, dtype):
     assert ran
 
 
-@pytest.mark.parametrize(("name", "info"), infos())
+@pytest.mark.parametrize(("name", "info"), INFOS)
 def test_other_dtypes_as_torch(name, info):
     """What no kernel serves (integers, complex) gives torch's result or torch's error."""
     for dtype in (torch.int64, torch.uint8, torch.bool, torch.complex64):
@@ -77,7 +80,7 @@ def test_other_dtypes_as_torch(name, info):
             torch.testing.assert_close(ours, theirs, equal_nan=True)
 
 
-@pytest.mark.parametrize(("name", "info"), infos())
+@pytest.mark.parametrize(("name", "info"), INFOS)
 def test_errors(name, info):
     if info.error_inputs_func is None:
         pytest.skip("OpInfo lists no bad input of this name")

@@ -116,5 +116,5 @@ def test_constant_columns_stay_finite_and_huge_ones_are_refused(tmp_path):
 
 def test_a_part_too_small_for_its_classes_is_refused(tmp_path):
     lines = ["a,label", *(f"{i},{i % 6}" for i in range(24))]
-    with pytest.raises(InputError, match="each part needs at least 6. Change --val-fraction"):
+    with pytest.raises(InputError, match=r"each part needs at least 6\. Change --val-fraction"):
         split(load(csv(tmp_path, lines), "label"), 0.1, 0)

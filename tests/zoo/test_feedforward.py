@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 
@@ -67,8 +69,8 @@ def test_mlp_refuses_widths_that_are_none(hidden):
 def test_weights_load_with_the_options_they_were_saved_with(tmp_path):
     save_file = pytest.importorskip("safetensors.torch").save_file
     model = zoo.create("mlp", in_features=6, out_features=4, hidden=(5,))
-    metadata = {"model": "mlp", "options": '{"in_features": 6, "out_features": 4, "hidden": [5]}'}
-    save_file(model.state_dict(), tmp_path / "w.safetensors", metadata)
+    about = {"model": "mlp", "options": {"in_features": 6, "out_features": 4, "hidden": [5]}}
+    save_file(model.state_dict(), tmp_path / "w.safetensors", {"kernelzoo": json.dumps(about)})
     x = torch.randn(3, 6)
     assert torch.equal(zoo.load("mlp", tmp_path / "w.safetensors")(x), model(x))
     with pytest.raises(ValueError, match="holds the weights of 'mlp'"):

@@ -12,7 +12,7 @@ def test_list_matches_shell_patterns():
 def test_unknown_name_names_the_close_ones():
     with pytest.raises(ValueError, match=r"no model is called 'mpl'; did you mean 'mlp'\?"):
         zoo.create("mpl")
-    with pytest.raises(ValueError, match="there are .*linear_regression, .*mlp"):
+    with pytest.raises(ValueError, match=r"there are .*linear_regression, .*mlp"):
         zoo.create("zzz")
 
 

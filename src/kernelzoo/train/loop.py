@@ -56,8 +56,9 @@ class Fit:
     step_ms: list[float] = field(repr=False)
 
     @property
-    def median_step_ms(self) -> float:
-        return float(np.median(self.step_ms)) if self.step_ms else math.nan
+    def step_quartiles_ms(self) -> list[float]:
+        """First quartile, median, third quartile."""
+        return np.percentile(self.step_ms, [25, 50, 75]).tolist() if self.step_ms else [math.nan] * 3
 
 
 def epoch_seed(seed: int, epoch: int, stream: int) -> int:

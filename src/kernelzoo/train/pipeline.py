@@ -29,8 +29,8 @@ CHECKPOINT, WEIGHTS, CURVES, METRICS = "checkpoint.ckpt", "model.safetensors", "
 def run(config: Config, console: Console | None = None) -> dict[str, Any]:
     """Train as `config` says; returns what `metrics.json` holds.
 
-    Writes into `config.out`: checkpoint.ckpt (each epoch), model.safetensors (metadata: model, options,
-    normalization, classes), curves.png, metrics.json (last: its presence means that the run is complete).
+    Writes into `config.out`: checkpoint.ckpt (each epoch), model.safetensors (metadata `kernelzoo`: JSON with
+    model, options, normalization, classes), curves.png, and last metrics.json, which marks a complete run.
     Raises InputError, before anything is written, where the data, an option or a checkpoint will not do.
     """
     console = console or Console()
@@ -174,17 +174,19 @@ def _prepare(config: Config) -> None:
 def _safetensors(ours: Fit, config: Config, options: dict, table: Table, data: Split) -> bytes:
     from safetensors.torch import save
 
-    metadata = {
+    about = {
+        "version": kernelzoo.__version__,
         "model": config.model,
-        "options": json.dumps(options),
-        "normalization": json.dumps(data.normalization.as_dict()),
-        "features": json.dumps(table.features),
+        "options": options,
+        "normalization": data.normalization.as_dict(),
+        "features": table.features,
         "target": table.target,
         "task": table.task,
-        "classes": json.dumps(table.classes),
-        "kernelzoo": kernelzoo.__version__,
+        "classes": table.classes,
     }
-    return save({key: value.contiguous() for key, value in ours.weights.items()}, metadata=metadata)
+    # one entry: safetensors writes several in an order that changes from run to run, and files should compare
+    weights = {key: value.contiguous() for key, value in ours.weights.items()}
+    return save(weights, metadata={"kernelzoo": json.dumps(about)})
 
 
 def _report(

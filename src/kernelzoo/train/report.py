@@ -73,7 +73,9 @@ def result_table(fits: dict[str, Fit]) -> RichTable:
     row("loss", [f"{f.history[f.best]['val_loss']:.4f}" for f in everyone])
     row("training loss", [f"{f.history[f.best]['train_loss']:.4f}" for f in everyone])
     row("epoch", [f"{f.best + 1} of {len(f.history)}" for f in everyone])
-    row("median step, ms", [f"{f.median_step_ms:.3f}" for f in everyone])
+    quartiles = [f.step_quartiles_ms for f in everyone]
+    row("median step, ms", [f"{median:.3f}" for _, median, _ in quartiles])
+    row("quartiles, ms", [f"{low:.3f} - {high:.3f}" for low, _, high in quartiles])
     row("steps timed", [str(len(f.step_ms)) for f in everyone])
     return table
 
@@ -92,7 +94,8 @@ def summary(fits: dict[str, Fit], run: dict[str, Any]) -> dict[str, Any]:
             "train_loss": fit.history[fit.best]["train_loss"],
             "epoch": fit.best + 1,
             "epochs": len(fit.history),
-            "median_step_ms": fit.median_step_ms,
+            "median_step_ms": fit.step_quartiles_ms[1],
+            "step_quartiles_ms": fit.step_quartiles_ms,
             "steps_timed": len(fit.step_ms),
             "history": fit.history,
         }

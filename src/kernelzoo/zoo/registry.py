@@ -73,16 +73,16 @@ def create(name: str, /, *, nn: Any = None, **opts: Any) -> torch_nn.Module:
 def load(name: str, path: str | Path, /, *, nn: Any = None, **opts: Any) -> torch_nn.Module:
     """Build the model `name` and load its weights from a safetensors file; the model is in eval mode.
 
-    Options are read from the file where `kernelzoo train` wrote them (metadata `model` and `options`); those
-    given here win. Weights trained on normalised inputs expect them again: metadata `normalization`.
+    Options are read from the file where `kernelzoo train` wrote them (JSON, metadata key `kernelzoo`); those
+    given here win. Weights trained on normalised inputs expect such again: `normalization` there.
     """
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
+        about = json.loads((file.metadata() or {}).get("kernelzoo", "{}"))
         weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    if metadata.get("model", name) != name:
-        raise ValueError(f"zoo.load: {path} holds the weights of {metadata['model']!r}, not of {name!r}")
-    model = create(name, nn=nn, **{**json.loads(metadata.get("options", "{}")), **opts})
+    if about.get("model", name) != name:
+        raise ValueError(f"zoo.load: {path} holds the weights of {about['model']!r}, not of {name!r}")
+    model = create(name, nn=nn, **{**about.get("options", {}), **opts})
     model.load_state_dict(weights)
     return model.eval()

@@ -1,0 +1,39 @@
+# make demo | test | test-all | bench | lint   set up .venv once, then run
+# make gpu-test | gpu-bench PY=python3         on a machine whose own Python holds everything: no venv, no download
+PYTHON ?= python3
+PY ?= python3
+JOBS ?= 2
+RUN := .venv/bin/python
+READY := .venv/.ready
+NATIVE := pyproject.toml constraints.txt setup.py $(shell find csrc -type f)
+BENCH := $(if $(OPS),--ops=$(OPS)) $(if $(OUT),--out=$(OUT))
+
+.PHONY: demo test test-all bench lint gpu-test gpu-bench
+.DEFAULT_GOAL := demo
+
+$(READY): $(NATIVE)
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,bench,dev]'
+	touch $@
+
+demo: $(READY)
+	$(RUN) -m kernelzoo train mlp --data digits --compare torch --out runs/demo --overwrite
+	$(RUN) -m kernelzoo verify linear
+
+test: $(READY)
+	$(RUN) -m pytest -q -n $(JOBS) -m "not slow"
+
+test-all: $(READY)
+	$(RUN) -m pytest -q -n $(JOBS)
+
+bench: $(READY)
+	$(RUN) bench/run.py $(BENCH) $(if $(BACKEND),--backend=$(BACKEND))
+
+lint: $(READY)
+	$(RUN) -m ruff format --check && $(RUN) -m ruff check
+
+gpu-test:
+	$(PY) bench/gpu.py test $(if $(OUT),--out=$(OUT))
+
+gpu-bench:
+	$(PY) bench/gpu.py bench $(BENCH)
