@@ -14,7 +14,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 # error_model: division by zero gives inf; the check for it would be a branch in every loop
-jit = njit(fastmath={"contract"}, error_model="numpy", nogil=True)
+jit = njit(fastmath={"contract"}, error_model="numpy", nogil=True, forceinline=True)
 
 f32, u16, i32, u32 = np.float32, np.uint16, np.int32, np.uint32
 
