@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items):
 
 
 def _order(item):
-    """The device's kernels, then what runs on any device, then other backends, then ahead-of-time compiles."""
+    """The device's kernels, then what runs anywhere, then other backends, then ahead-of-time compiles."""
     if "aot" in item.path.parts:
         return 3
     names = set(item.name.partition("[")[2].rstrip("]").split("-"))
@@ -55,7 +55,7 @@ def pytest_runtest_setup(item):
 
 
 def pytest_runtest_logreport(report):
-    if report.when == "call" or (report.when == "setup" and not report.passed) or report.failed:
+    if report.when == "call" or not report.passed:
         why = ""
         if report.skipped:
             why = str(report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr)
@@ -156,7 +156,9 @@ def tests_table(data):
         return data["failed"]
     outcomes = ("passed", "failed", "skipped", "not run", "seconds")
     rows = [(name, *(entry.get(o, 0) for o in outcomes)) for name, entry in sorted(data["files"].items())]
-    rows.append(("all", *(data["counts"].get(o, 0) for o in outcomes[:-1]), round(sum(row[-1] for row in rows), 1)))
+    rows.append(
+        ("all", *(data["counts"].get(o, 0) for o in outcomes[:-1]), round(sum(row[-1] for row in rows), 1))
+    )
     lines = [table(("file", *outcomes), rows), ""]
     lines += [f"skipped ({n}): {why}" for why, n in data["skipped because"].items()]
     lines += [f"FAILED {entry['test']}" for entry in data["failures"]]

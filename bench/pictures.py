@@ -28,7 +28,7 @@ def ratios(data, path):
     rows = _rows(data, lambda row: "ratio" in row["figures"])[::-1]
     if not rows:
         return False
-    figure, axes = plt.subplots(figsize=(9, 1.6 + 0.26 * len(rows)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 2 + 0.26 * len(rows)), layout="constrained")
     values = [row["figures"]["ratio"] for row in rows]
     kept = [(row["figures"].get("ratio, memory kept"), i) for i, row in enumerate(rows)]
     kept = [point for point in kept if point[0] is not None]
@@ -52,9 +52,7 @@ def ratios(data, path):
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.set_xlim(0, max(*values, *(v for v, _ in kept), 1) * 1.05)
     axes.set_xlabel("times as fast as the best of eager and torch.compile, forward and backward")
-    axes.legend(
-        fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.06 - 0.9 / len(rows)), ncols=2, frameon=False
-    )
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2, frameon=False)
     return _save(figure, axes, data, path)
 
 
@@ -93,15 +91,13 @@ def _roofs(axes, ceilings, low, high):
             axes.plot([low, ridge, max(high, ridge)], [low * copy, gemm, gemm], color="black", lw=1, ls=line)
             said = f"matrix product {short}, {gemm / 1e12:.3g} TFLOP/s"
             axes.annotate(said, (low, gemm), fontsize=8, va="bottom")
-    slopes = {"copy": ("black", None)}
-    if "copy_fresh" in ceilings:
-        slopes["copy_fresh"] = (GREY, ":")
-        fresh = ceilings["copy_fresh"]
+    if fresh := ceilings.get("copy_fresh"):
         axes.plot([low, top / fresh], [low * fresh, top], color=GREY, lw=1, ls=":")
-    for name, (colour, _) in slopes.items():
-        said = (
-            f"{'copy into fresh pages' if name == 'copy_fresh' else 'copy'}, {ceilings[name] / 1e9:.3g} GB/s"
-        )
-        at = (2, ceilings[name] * 2)
-        axes.annotate(said, at, xytext=(4, -10), textcoords="offset points", fontsize=8, color=colour)
+        _along(axes, f"copy into fresh pages, {fresh / 1e9:.3g} GB/s", fresh, GREY)
+    _along(axes, f"copy, {copy / 1e9:.3g} GB/s", copy, "black")
     axes.set_xlim(low, high)
+
+
+def _along(axes, said, rate, colour):
+    at = {"xy": (2, 2 * rate), "xytext": (4, -10), "textcoords": "offset points"}
+    axes.annotate(said, **at, fontsize=8, color=colour)

@@ -28,8 +28,8 @@ constexpr int PART = VEC < 4 ? VEC : 4;
 // z = act(z + b) in place; grid: col_blocks fastest, then row blocks; UNROLL rows a thread in flight.
 template <typename S, int VEC, int UNROLL>
 __global__ __launch_bounds__(THREADS) void _bias_act_fwd_kernel(
-    S* z_ptr, const S* b_ptr, int64_t M, int64_t N, int64_t stride_bn, int64_t col_blocks, Act act, AccOf<S> p0,
-    AccOf<S> p1) {
+    S* z_ptr, const S* b_ptr, int64_t M, int64_t N, int64_t stride_bn, int64_t col_blocks, Act act,
+    AccOf<S> p0, AccOf<S> p1) {
   using T = AccOf<S>;
   int64_t pid_n = blockIdx.x % col_blocks, pid_m = blockIdx.x / col_blocks;
   int64_t row_blocks = gridDim.x / col_blocks;

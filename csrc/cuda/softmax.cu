@@ -101,7 +101,8 @@ __device__ typename C::T softmax_grad(typename C::T dy, typename C::T y, typenam
 // y = softmax(x) on rows of n elements, a multiple of VEC; `lanes` threads a row, VEC elements at a time.
 template <typename S, int VEC, bool BLOCK>
 __global__ __launch_bounds__(BLOCK ? MAX_THREADS<S> : ROWS_THREADS, BLOCK ? 1 : 4) void
-_softmax_rows_fwd_kernel(const S* x_ptr, S* y_ptr, int64_t rows, int64_t n, int lanes, bool log, bool cached) {
+_softmax_rows_fwd_kernel(const S* x_ptr, S* y_ptr, int64_t rows, int64_t n, int lanes, bool log,
+                         bool cached) {
   using C = CalcOf<S>;
   using T = AccOf<S>;
   extern __shared__ uint4 cache_bytes[];
@@ -150,7 +151,8 @@ _softmax_rows_fwd_kernel(const S* x_ptr, S* y_ptr, int64_t rows, int64_t n, int 
 // dx from dy and y, on the same rows and groups; the cache holds dy and y.
 template <typename S, int VEC, bool BLOCK>
 __global__ __launch_bounds__(BLOCK ? MAX_THREADS<S> : ROWS_THREADS, BLOCK ? 1 : 4) void
-_softmax_rows_bwd_kernel(const S* dy_ptr, const S* y_ptr, S* dx_ptr, int64_t rows, int64_t n, int lanes, bool log, bool cached) {
+_softmax_rows_bwd_kernel(const S* dy_ptr, const S* y_ptr, S* dx_ptr, int64_t rows, int64_t n, int lanes,
+                         bool log, bool cached) {
   using C = CalcOf<S>;
   using T = AccOf<S>;
   extern __shared__ uint4 cache_bytes[];
@@ -246,8 +248,8 @@ __global__ __launch_bounds__(THREADS) void _softmax_inner_fwd_kernel(const S* x_
 
 template <typename S>
 __global__ __launch_bounds__(THREADS) void _softmax_inner_bwd_kernel(
-    const S* dy_ptr, const S* y_ptr, S* dx_ptr, int64_t n, int64_t inner, int64_t inner_blocks, int64_t blocks,
-    bool log) {
+    const S* dy_ptr, const S* y_ptr, S* dx_ptr, int64_t n, int64_t inner, int64_t inner_blocks,
+    int64_t blocks, bool log) {
   using C = CalcOf<S>;
   using T = AccOf<S>;
   __shared__ T sums[THREADS];

@@ -6,22 +6,23 @@ import time
 import torch
 
 
-def measure(device="cpu", repeats=6):
+def measure(device="cpu", repeats=6, elements=None, n=None):
     """{name: rate}: "copy" and "copy_fresh" in bytes/s (read plus written), "gemm_<dtype>" in FLOP/s.
 
     "copy" writes memory that is mapped already, "copy_fresh" (CPU) a new tensor each time, as an op that
-    returns its result does. Each rate is the best of `repeats`, on random data.
+    returns its result does. Each rate is the best of `repeats`, on random data: `elements` float32 are
+    copied (unless given 4 GiB on a GPU, 128 MiB on a CPU, beyond the caches), n x n matrices multiplied.
     """
     device = torch.device(device)
     gpu = device.type == "cuda"
     seconds = _device_seconds if gpu else _host_seconds
-    source = torch.randn((1 << 30 if gpu else 1 << 25), device=device)  # 4 GiB, 128 MiB: beyond the caches
+    source = torch.randn(elements or (1 << 30 if gpu else 1 << 25), device=device)
     target = torch.empty_like(source).fill_(1)
     size = 2 * source.numel() * source.element_size()
     found = {"copy": size / seconds(functools.partial(target.copy_, source), repeats)}
     if not gpu:
         found["copy_fresh"] = size / seconds(source.clone, repeats)
-    n = 8192 if gpu else 2048
+    n = n or (8192 if gpu else 2048)
     for dtype in (torch.float32, torch.bfloat16):
         a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
         best = min(seconds(product, repeats) for product in _products(a, b, gpu))

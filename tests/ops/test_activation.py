@@ -5,7 +5,7 @@ import torch
 
 import kernelzoo as kz
 import kernelzoo.functional as F
-from kernelzoo.ops.activation import DEFINITIONS, Activation, activation, parse
+from kernelzoo.ops.activation import DEFINITIONS, activation, parse, rounded
 
 from ..harness import BACKENDS, DTYPES, Case, OpSuite, assert_as_good, device_of, need
 from .test_linear import act_of, exact_formula, native
@@ -124,10 +124,35 @@ def test_a_zero_derivative_stops_inf_and_nan(backend):
 
 def test_output_is_saved_where_it_serves():
     for name in ("relu", "relu6", "hardtanh", "sigmoid", "tanh", "leaky_relu"):
-        assert parse("test", name).saves_output
-    for act in (("leaky_relu", -0.1), ("leaky_relu", 0.0), "gelu", "silu", "elu"):
-        assert not parse("test", act).saves_output
-    assert Activation("none").formula is not None
+        assert parse("test", name).saves_output(torch.bfloat16)
+    for act in (("leaky_relu", -0.1), ("leaky_relu", 0.0), ("hardtanh", -0.7, 0.7), "gelu", "silu", "elu"):
+        assert not parse("test", act).saves_output(torch.bfloat16)
+    assert parse("test", ("hardtanh", -0.7, 0.7)).saves_output(torch.float64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rounded(dtype):
+    for value in (0.1, -0.7, 1 / 3, 1.0, 1e-5, 3.0, 100.1):
+        assert rounded(value, dtype) == torch.tensor(value, dtype=dtype).item()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("act", [("hardtanh", -0.7, 0.7), ("softshrink", 0.1), ("hardshrink", 0.1), ("leaky_relu", -0.3),
+                                 ("threshold", 0.1, 0.3), ("elu", -0.7), ("celu", -0.7), ("softplus", 0.3, 1.7)],
+                         ids=lambda a: a[0])  # fmt: skip
+def test_parameters_that_no_dtype_holds(act, backend, dtype):
+    """Around a bound that is rounded on storage, the gates open and close where torch's do."""
+    need(backend)
+    near = [p * (1 + i / 256) for p in act[1:] for i in range(-3, 4)]
+    x = torch.tensor(near, dtype=torch.float64).to(dtype).to(device_of(backend))
+    exact, exact_grad = value_and_gradient(lambda t: exact_formula(act, t), x.double(), 1.0)
+    act = parse("test", act)
+    y, grad = value_and_gradient(act.formula, x, 1.0)
+    with kz.backend(backend):
+        ours, our_grad = value_and_gradient(lambda t: activation(t, act), x, 1.0)
+    assert_as_good("value", ours, y, exact)
+    assert_as_good("gradient", our_grad, grad, exact_grad)
 
 
 @pytest.mark.parametrize(

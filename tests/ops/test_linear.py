@@ -17,10 +17,14 @@ PARAMETERS = {"leaky_relu": (0.25,), "elu": (1.5,), "celu": (2.0,), "hardtanh": 
 
 
 def exact_formula(act, x):
-    """The activation in fp64. torch's hardsigmoid multiplies its gradient by a 1/6 rounded to fp32."""
-    if act == "hardsigmoid":
+    """The activation in fp64. torch rounds hardsigmoid's 1/6 and celu's alpha to fp32 in the gradients."""
+    act = parse("reference", act)
+    if act.name == "hardsigmoid":
         return torch.nn.functional.relu6(x + 3) / 6
-    return parse("reference", act).formula(x)
+    if act.name == "celu":
+        (alpha,) = act.params
+        return torch.where(x > 0, x, alpha * torch.expm1(x / alpha))
+    return act.formula(x)
 
 
 @contextlib.contextmanager
@@ -105,6 +109,20 @@ def test_empty(shape):
     assert x.grad.shape == x.shape
     assert w.grad.shape == w.shape
     assert b.grad.shape == b.shape
+
+
+@pytest.mark.parametrize("bias", [(1,), (), (3, 1), (3, 5)], ids=str)
+def test_biases_that_torch_broadcasts(bias):
+    x, w, b = torch.randn(3, 4), torch.randn(5, 4), torch.randn(bias)
+    with kz.backend(here()):
+        y = F.linear(x, w, b, act="gelu")
+    torch.testing.assert_close(y, torch.nn.functional.gelu(torch.nn.functional.linear(x, w, b)))
+
+
+def test_weight_of_one_dimension():
+    x, w = torch.randn(3, 4), torch.randn(4)
+    with kz.backend(here()):
+        torch.testing.assert_close(F.linear(x, w, act="relu"), torch.relu(torch.nn.functional.linear(x, w)))
 
 
 def test_no_outputs():

@@ -4,6 +4,7 @@ The definitions are torch.nn.functional's; the kernels' own are in each backend'
 """
 
 import functools
+import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -52,6 +53,18 @@ DEFINITIONS = {
 }
 
 
+def rounded(value, dtype):
+    """A Python number to the nearest of dtype and back."""
+    if dtype == torch.float64:
+        return value
+    (bits,) = struct.unpack("<I", struct.pack("<f", value))
+    if dtype == torch.bfloat16:
+        bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+    if dtype == torch.float16:
+        return struct.unpack("<e", struct.pack("<e", value))[0]
+    return struct.unpack("<f", struct.pack("<I", bits))[0]
+
+
 class Activation(NamedTuple):
     """A name of DEFINITIONS, or "none" for the identity, with its parameters in torch's order."""
 
@@ -61,11 +74,12 @@ class Activation(NamedTuple):
     def formula(self, x):
         return x if self.name == "none" else DEFINITIONS[self.name].formula(x, *self.params)
 
-    @property
-    def saves_output(self):
+    def saves_output(self, dtype):
         """Whether the backward needs only the output: no tensor is kept that the user does not hold anyway."""
         if self.name == "leaky_relu":  # the sign survives
             return self.params[0] > 0
+        if self.name == "hardtanh":  # a clamped value is recognised only where the bounds are not rounded
+            return all(rounded(p, dtype) == p for p in self.params)
         return self.name != "none" and DEFINITIONS[self.name].from_output is not None
 
     def flat(self):
@@ -171,7 +185,7 @@ class ActivationFunction(KernelFunction):
     @staticmethod
     def forward(ctx, x, act, backend):
         y = act_fwd(x, *act.flat(), backend)
-        ctx.save_for_backward(y if act.saves_output else x)
+        ctx.save_for_backward(y if act.saves_output(x.dtype) else x)
         ctx.act, ctx.backend = act, backend
         return y
 
@@ -186,7 +200,7 @@ class ActivationFunction(KernelFunction):
 
     @classmethod
     def _by_formula(cls, ctx, dy):
-        if ctx.act.saves_output:
+        if ctx.act.saves_output(dy.dtype):
             (y,) = ctx.saved_tensors
             return [DEFINITIONS[ctx.act.name].from_output(dy, y, *ctx.act.params)]
         return super()._by_formula(ctx, dy)

@@ -44,18 +44,17 @@ class LinearAct(KernelFunction):
     def rule(x, weight, bias, act):
         if act.name == "none":
             return "a bare product is torch's own"
-        if x.device.type == "cpu" and below(x.numel() // x.shape[-1] * weight.shape[0], SMALL):
+        if x.device.type == "cpu" and below(x.numel() // x.size(-1) * weight.size(0), SMALL):
             return f"fewer than {SMALL} outputs on a CPU"
         return None
 
     @staticmethod
     def forward(ctx, x, weight, bias, act, backend):
-        save_z = any(ctx.needs_input_grad) and act.name != "none" and not act.saves_output
+        from_y = act.saves_output(x.dtype)
+        save_z = any(ctx.needs_input_grad) and act.name != "none" and not from_y
         y, z = linear_act_fwd(x.reshape(-1, x.shape[-1]), weight, bias, *act.flat(), save_z, backend)
-        if act.name != "none":
-            z = y if act.saves_output else z
         y = y.view(*x.shape[:-1], weight.shape[0])
-        ctx.save_for_backward(x, weight, bias, y if act.saves_output else z)
+        ctx.save_for_backward(x, weight, bias, y if from_y else z)
         ctx.act, ctx.backend = act, backend
         return y
 
@@ -111,14 +110,15 @@ def linear(input, weight, bias=None, *, act=None):
     """
     act = parse("linear", act)
     _check(input, weight, bias)
-    if weight.dim() != 2 or (bias is not None and bias.dim() != 1):  # what torch allows besides: its own call
+    if weight.dim() != 2 or (bias is not None and bias.shape != weight.shape[:1]):  # torch broadcasts: its own call
         return LinearAct.formula(input, weight, bias, act)
     return LinearAct.call(input, weight, bias, act)
 
 
 def _check(x, weight, bias):
+    """Cheap where all is well (1 us): sizes and dtypes are compared before any text is made."""
     for name, t in (("input", x), ("weight", weight), ("bias", bias)):
-        if not isinstance(t, torch.Tensor) and not (name == "bias" and t is None):
+        if not isinstance(t, torch.Tensor) and (t is not None or name != "bias"):
             raise ArgumentTypeError(f"linear: {name} must be a Tensor, got {type(t).__name__}")
     if x.dim() == 0:
         raise ArgumentError("linear: input has no dimensions; expected shape (*, in_features)")
@@ -127,18 +127,20 @@ def _check(x, weight, bias):
             f"linear: weight has {weight.dim()} dimensions, shape {tuple(weight.shape)}; "
             f"expected (out_features, in_features)"
         )
-    features = x.shape[-1]
-    if weight.shape[-1] != features:
+    features = x.size(-1)
+    if weight.size(-1) != features:
         raise ArgumentError(
-            f"linear: weight has {weight.shape[-1]} columns but input has {features} features; "
+            f"linear: weight has {weight.size(-1)} columns but input has {features} features; "
             f"expected weight of shape (N, {features}), got {tuple(weight.shape)}"
         )
-    if bias is not None and bias.dim() == 1 and weight.dim() == 2 and bias.shape[0] not in (weight.shape[0], 1):
+    autocast = torch.is_autocast_enabled(x.device.type)
+    for name, t in (("weight", weight), ("bias", bias)):
+        if t is not None:
+            same_device("linear", name, t, "input", x)
+            if not autocast:
+                same_dtype("linear", name, t, "input", x)
+    if bias is not None and bias.dim() == 1 and weight.dim() == 2 and bias.size(0) not in (weight.size(0), 1):
         raise ArgumentError(
-            f"linear: bias has {bias.shape[0]} elements but weight has {weight.shape[0]} rows; "
-            f"expected bias of shape ({weight.shape[0]},)"
+            f"linear: bias has {bias.size(0)} elements but weight has {weight.size(0)} rows; "
+            f"expected bias of shape ({weight.size(0)},)"
         )
-    named = {"input": x, "weight": weight, "bias": bias}
-    same_device("linear", named)
-    if not torch.is_autocast_enabled(x.device.type):
-        same_dtype("linear", named)

@@ -12,23 +12,17 @@ class ArgumentTypeError(TypeError, RuntimeError):
     """A type or dtype that does not fit."""
 
 
-def same_device(function, tensors):
-    """tensors: name -> Tensor or None; the first one sets the device."""
-    (first_name, first), *others = tensors.items()
-    for name, t in others:
-        if t is not None and t.device != first.device:
-            raise ArgumentError(
-                f"{function}: {name} is on {t.device} but {first_name} is on {first.device}; "
-                f"move one of them with .to({str(first.device)!r})"
-            )
+def same_device(function, name, t, first_name, first):
+    if t.device != first.device:
+        raise ArgumentError(
+            f"{function}: {name} is on {t.device} but {first_name} is on {first.device}; "
+            f"move one of them with .to({str(first.device)!r})"
+        )
 
 
-def same_dtype(function, tensors):
-    """tensors: name -> Tensor or None; the first one sets the dtype."""
-    (first_name, first), *others = tensors.items()
-    for name, t in others:
-        if t is not None and t.dtype != first.dtype:
-            raise ArgumentTypeError(
-                f"{function}: {name} has dtype {t.dtype} but {first_name} has {first.dtype}; "
-                f"convert one of them, or run under torch.autocast"
-            )
+def same_dtype(function, name, t, first_name, first):
+    if t.dtype != first.dtype:
+        raise ArgumentTypeError(
+            f"{function}: {name} has dtype {t.dtype} but {first_name} has {first.dtype}; "
+            f"convert one of them, or run under torch.autocast"
+        )
