@@ -20,7 +20,7 @@ GLIBC = {
     "MALLOC_TOP_PAD_": str(1 << 28),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-SECONDS_A_ROW = 2.0
+SECONDS_A_ROW = 1.5
 
 
 def environment():

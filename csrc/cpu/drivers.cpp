@@ -79,35 +79,28 @@ void bias_act_rows(const Kernels& k, int dtype, int act, void* z, const void* bi
   }
 }
 
-// Column sums: RUN units into a block's accumulator, the runs into the block's partial result, and the blocks,
-// at most 64, in double. No sum is longer than a few hundred, whatever M.
-template <class T>
+// Column sums in double: a block of rows has its own, at most 64 blocks whatever M, and these are added in order.
 void linear_bwd_rows(const Kernels& k, int dtype, int act, const void* dy, int64_t stride_dym, const void* saved,
                      void* dz, void* db, int64_t M, int64_t N, double p0, double p1, int threads) {
-  constexpr int64_t RUN = 64, MAX_BLOCKS = 64;
   const Cut cut(N, stride_dym == N);
   const int64_t units = ceil_div(M, cut.rows);
-  const int64_t block_units = RUN * ceil_div(units, RUN * MAX_BLOCKS), blocks = ceil_div(units, block_units);
-  const std::unique_ptr<T[]> partial(db ? new T[blocks * N] : nullptr);
+  const int64_t block_units = 64 * ceil_div(units, 64 * 64), blocks = ceil_div(units, block_units);
+  const std::unique_ptr<double[]> partial(db ? new double[blocks * N] : nullptr);
 #pragma omp parallel for collapse(2) num_threads(threads) if (M * N > SERIAL)
   for (int64_t b = 0; b < blocks; ++b) {
     for (int64_t c = 0; c < cut.columns; ++c) {
       const int64_t j = c * cut.width, w = std::min(cut.width, N - j);
-      T* mine = db ? partial.get() + b * N + j : nullptr;
-      if (db) std::fill_n(mine, w, T(0));
-      T sum[BLOCK];
-      const int64_t end = std::min(units, (b + 1) * block_units);
-      for (int64_t first = b * block_units; first < end; first += RUN) {
-        if (db) std::fill_n(sum, cut.rows * w, T(0));
-        for (int64_t u = first; u < std::min(end, first + RUN); ++u) {
-          const int64_t row = u * cut.rows, length = std::min(cut.rows, M - row) * w;
-          k.act_bwd_sum(act, at(dy, dtype, row * stride_dym + j), at(saved, dtype, row * N + j),
-                        at(dz, dtype, row * N + j), db ? sum : nullptr, length, p0, p1);
-        }
-        if (db)
-          for (int64_t r = 0; r < cut.rows; ++r)
-            for (int64_t i = 0; i < w; ++i) mine[i] += sum[r * w + i];
+      double sum[BLOCK];
+      if (db) std::fill_n(sum, cut.rows * w, 0.0);
+      for (int64_t u = b * block_units; u < std::min(units, (b + 1) * block_units); ++u) {
+        const int64_t row = u * cut.rows, length = std::min(cut.rows, M - row) * w;
+        k.act_bwd_sum(act, at(dy, dtype, row * stride_dym + j), at(saved, dtype, row * N + j),
+                      at(dz, dtype, row * N + j), db ? sum : nullptr, length, p0, p1);
       }
+      if (!db) continue;
+      for (int64_t r = 1; r < cut.rows; ++r)
+        for (int64_t i = 0; i < w; ++i) sum[i] += sum[r * w + i];
+      std::copy_n(sum, w, partial.get() + b * N + j);
     }
   }
   if (!db) return;
@@ -115,11 +108,15 @@ void linear_bwd_rows(const Kernels& k, int dtype, int act, const void* dy, int64
   for (int64_t c = 0; c < cut.columns; ++c) {
     const int64_t j = c * cut.width, w = std::min(cut.width, N - j);
     double total[BLOCK] = {};
-    T rounded[BLOCK];
     for (int64_t b = 0; b < blocks; ++b)
       for (int64_t i = 0; i < w; ++i) total[i] += partial[b * N + j + i];
-    for (int64_t i = 0; i < w; ++i) rounded[i] = T(total[i]);
-    k.store(rounded, at(db, dtype, j), w);
+    if (dtype == F64) {
+      std::copy_n(total, w, static_cast<double*>(db) + j);
+    } else {
+      float rounded[BLOCK];
+      std::copy_n(total, w, rounded);
+      k.store(rounded, at(db, dtype, j), w);
+    }
   }
 }
 
@@ -223,9 +220,8 @@ void bias_act(int dtype, int act, void* z, const void* bias, void* y, int64_t M,
 
 void linear_bwd(int dtype, int act, const void* dy, int64_t stride_dym, const void* saved, void* dz, void* db,
                 int64_t M, int64_t N, double p0, double p1, int threads) {
-  const auto rows = dtype == F64 ? linear_bwd_rows<double> : linear_bwd_rows<float>;
   p0 = bound(dtype, act, true, p0);
-  rows(kernels(dtype), dtype, act, dy, stride_dym, saved, dz, db, M, N, p0, p1, threads);
+  linear_bwd_rows(kernels(dtype), dtype, act, dy, stride_dym, saved, dz, db, M, N, p0, p1, threads);
 }
 
 void softmax_fwd(int dtype, const void* x, void* y, int64_t outer, int64_t n, int64_t inner, bool log, int threads) {

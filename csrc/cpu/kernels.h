@@ -47,8 +47,8 @@ struct Kernels {
 
   // z += bias (T, may be null), written back where save_z; y = act(z), which may be z itself. n <= BLOCK
   void (*bias_act)(int act, void* z, const void* bias, void* y, int64_t n, bool save_z, double p0, double p1);
-  // dz = dy * act'(saved), to dz (S) unless null, added to sum (T) unless null. n <= BLOCK
-  void (*act_bwd_sum)(int act, const void* dy, const void* saved, void* dz, void* sum, int64_t n, double p0,
+  // dz = dy * act'(saved), to dz (S) unless null, added to sum unless null. n <= BLOCK
+  void (*act_bwd_sum)(int act, const void* dy, const void* saved, void* dz, double* sum, int64_t n, double p0,
                       double p1);
 
   // Softmax along n contiguous elements; `total` is sum(exp(x - max)), or for the backward row_dot's result.

@@ -147,12 +147,11 @@ void bias_act(int act, void* z_, const void* bias_, void* y_, int64_t n, bool sa
 }
 
 template <class S, class T>
-void act_bwd_sum(int act, const void* dy_, const void* saved_, void* dz_, void* sum_, int64_t n, double p0,
-                 double p1) {
+void act_bwd_sum(int act, const void* dy_, const void* saved_, void* dz_, double* sum, int64_t n,
+                 double p0, double p1) {
   const S* dy = static_cast<const S*>(dy_);
   const S* saved = static_cast<const S*>(saved_);
   S* dz = static_cast<S*>(dz_);
-  T* sum = static_cast<T*>(sum_);
   T block[BLOCK], block_saved[BLOCK];
   const T* result = loaded(dy, block, n);
   if (act != ACT_none) {

@@ -7,11 +7,12 @@
 inline float flushed(float x) { return math::abs(x) < 1.17549435e-38f ? 0.0f : x; }
 inline double flushed(double x) { return x; }
 
-// `total` is log(sum) or 1 / sum
+// `total` is log(sum), or sum with its inverse: the quotient by the inverse and one correction, which with fma is
+// as exact as a division and cheaper.
 template <class T>
-inline T softmax_value(T x, T max, T total, bool log) {
-  const T shifted = x - max;
-  return log ? shifted - total : flushed(math::exp_flushed(shifted) * total);
+inline T softmax_value(T x, T max, T total, T inverse, bool log) {
+  const T shifted = x - max, e = math::exp_flushed(shifted), q = e * inverse;
+  return log ? shifted - total : flushed(q + (e - q * total) * inverse);
 }
 
 template <class T>
@@ -91,14 +92,14 @@ template <class S, class T>
 void row_fwd(const void* x_, void* y_, int64_t n, double max_, double sum, bool log) {
   const S* x = static_cast<const S*>(x_);
   S* y = static_cast<S*>(y_);
-  const T max = T(max_), total = log ? T(std::log(sum)) : T(1 / sum);
+  const T max = T(max_), total = T(log ? std::log(sum) : sum), inverse = T(1 / sum);
   T buffer[BLOCK];
   for (int64_t i = 0; i < n; i += BLOCK) {
     const int64_t m = n - i < BLOCK ? n - i : BLOCK;
     const T* block = whole_block(x + i, buffer, m, T(0));
     T* target = whole_target(y + i, buffer, m);
 #pragma omp simd
-    for (int64_t j = 0; j < padded<T>(m); ++j) target[j] = softmax_value(block[j], max, total, log);
+    for (int64_t j = 0; j < padded<T>(m); ++j) target[j] = softmax_value(block[j], max, total, inverse, log);
     finish(target, y + i, m);
   }
 }
@@ -148,7 +149,7 @@ template <class S, class T>
 void tile_fwd(const void* x_, void* y_, int64_t n, int64_t stride, int64_t w, bool log) {
   const S* x = static_cast<const S*>(x_);
   S* y = static_cast<S*>(y_);
-  T buffer[TILE], max[TILE], run[TILE], total[TILE];
+  T buffer[TILE], max[TILE], run[TILE], total[TILE], inverse[TILE];
   const int64_t p = padded<T>(w);
   for (int64_t j = 0; j < p; ++j) {
     max[j] = T(-INFINITY);
@@ -170,12 +171,15 @@ void tile_fwd(const void* x_, void* y_, int64_t n, int64_t stride, int64_t w, bo
     for (int64_t j = 0; j < p; ++j) total[j] += run[j];
   }
 #pragma omp simd
-  for (int64_t j = 0; j < p; ++j) total[j] = log ? math::log1p(total[j] - 1) : 1 / total[j];
+  for (int64_t j = 0; j < p; ++j) {
+    inverse[j] = 1 / total[j];
+    total[j] = log ? math::log1p(total[j] - 1) : total[j];
+  }
   for (int64_t i = 0; i < n; ++i) {
     const T* block = whole_block(x + i * stride, buffer, w, T(0));
     T* target = whole_target(y + i * stride, buffer, w);
 #pragma omp simd
-    for (int64_t j = 0; j < p; ++j) target[j] = softmax_value(block[j], max[j], total[j], log);
+    for (int64_t j = 0; j < p; ++j) target[j] = softmax_value(block[j], max[j], total[j], inverse[j], log);
     finish(target, y + i * stride, w);
   }
 }

@@ -34,7 +34,11 @@ def _bwd_kernel(act, dtype):
     @kernel()
     def _act_bwd_kernel(first, last, args, p0, p1):
         """dx = dy act'(saved); a unit is an element."""
-        dx_ptr, dy_ptr, saved_ptr = pointer(args[0], store_t), pointer(args[1], store_t), pointer(args[2], store_t)
+        dx_ptr, dy_ptr, saved_ptr = (
+            pointer(args[0], store_t),
+            pointer(args[1], store_t),
+            pointer(args[2], store_t),
+        )
         p0 = load(store(f(p0))) if rounded else f(p0)
         p1 = f(p1)
         for i in range(first, last):

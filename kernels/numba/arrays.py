@@ -20,7 +20,9 @@ from numba.extending import intrinsic
 from .math import bits, f32, jit, u16, u32
 
 MAX_ARGS = 8
-GRAIN = 1 << 15  # elements a thread gets at least, as in torch: 10 us of work against 3 us to start the threads
+GRAIN = (
+    1 << 15
+)  # elements a thread gets at least, as in torch: 10 us of work against 3 us to start the threads
 
 # GNU OpenMP loses 3 % beside torch's own pool, workqueue 10 %; a layer that the user has chosen stays
 if numba.config.THREADING_LAYER == "default" and numba.config.THREADING_LAYER_PRIORITY[0] == "tbb":
@@ -179,5 +181,3 @@ STORAGE = {
     torch.bfloat16: (u16, f32, _bf16_load, _bf16_store),
     torch.float16: (u16, f32, _fp16_load, _fp16_store),
 }
-
-

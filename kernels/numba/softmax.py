@@ -121,7 +121,11 @@ def _bwd_kernel(log, dtype):
     @kernel("reassoc")  # for the sums
     def _softmax_bwd_kernel(first, last, args, p0, p1):
         """dx = y (dy - sum(dy y)), log: dx = dy - exp(y) sum(dy). A unit is a row of n elements."""
-        dx_ptr, dy_ptr, y_ptr = pointer(args[0], store_t), pointer(args[1], store_t), pointer(args[2], store_t)
+        dx_ptr, dy_ptr, y_ptr = (
+            pointer(args[0], store_t),
+            pointer(args[1], store_t),
+            pointer(args[2], store_t),
+        )
         n = args[3]
         for row in range(first, last):
             total = f(0)
@@ -146,7 +150,11 @@ def _bwd_strided_kernel(log, dtype):
     @kernel()
     def _softmax_bwd_kernel(first, last, args, p0, p1):
         """The same down n rows of `inner` columns. A unit is a tile of TILE columns."""
-        dx_ptr, dy_ptr, y_ptr = pointer(args[0], store_t), pointer(args[1], store_t), pointer(args[2], store_t)
+        dx_ptr, dy_ptr, y_ptr = (
+            pointer(args[0], store_t),
+            pointer(args[1], store_t),
+            pointer(args[2], store_t),
+        )
         n, inner = args[3], args[4]
         tiles = (inner + TILE - 1) // TILE
         total = stack(TILE, f)
