@@ -7,8 +7,25 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # numpy: the interpreter computes in it; llvmlite: Numba's own compiler
-LANGUAGES = {"triton": {"triton", "numpy"}, "cuda": {"kernelzoo._cuda"}, "cpp": {"kernelzoo._cpu"}, "numba": {"numba", "numpy", "llvmlite"}}
-STANDARD = {"ctypes", "functools", "math", "mmap", "os", "sys", "threading", "warnings", "collections", "contextlib", "typing"}  # fmt: skip
+LANGUAGES = {
+    "triton": {"triton", "numpy"},
+    "cuda": {"kernelzoo._cuda"},
+    "cpp": {"kernelzoo._cpu"},
+    "numba": {"numba", "numpy", "llvmlite"},
+}
+STANDARD = {
+    "ctypes",
+    "functools",
+    "math",
+    "mmap",
+    "os",
+    "sys",
+    "threading",
+    "warnings",
+    "collections",
+    "contextlib",
+    "typing",
+}
 # room -> what of kernelzoo it may import besides itself
 MAY = {
     "ops": {"ops"},
@@ -74,9 +91,13 @@ def test_kernels_import_torch_their_language_and_their_own_folder(path, package)
     for name in imported(path, package):
         ours = name.startswith("kernelzoo.kernels") and name.startswith(package)
         top = name.split(".")[0]
-        assert ours or name in allowed or top in allowed | STANDARD, f"{path.relative_to(ROOT)} imports {name}"
+        assert ours or name in allowed or top in allowed | STANDARD, (
+            f"{path.relative_to(ROOT)} imports {name}"
+        )
         if path.name == "math.py":
-            assert top not in ("torch", "kernelzoo") or name.startswith(package), f"{path.name} imports {name}"
+            assert top not in ("torch", "kernelzoo") or name.startswith(package), (
+                f"{path.name} imports {name}"
+            )
     text = path.read_text()
     for word in ("torch.autograd", "os.environ", "getenv", "requires_grad"):
         assert word not in text, f"{path.relative_to(ROOT)} uses {word}"

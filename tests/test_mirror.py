@@ -64,7 +64,9 @@ def test_module_is_torchs(name):
 def test_linear_act_module():
     layer = nn.Linear(4, 6, act=("leaky_relu", 0.2))
     x = torch.randn(5, 4)
-    torch.testing.assert_close(layer(x), torch.nn.functional.leaky_relu(torch.nn.Linear.forward(layer, x), 0.2))
+    torch.testing.assert_close(
+        layer(x), torch.nn.functional.leaky_relu(torch.nn.Linear.forward(layer, x), 0.2)
+    )
     assert repr(layer) == "Linear(in_features=4, out_features=6, bias=True, act=('leaky_relu', 0.2))"
     with pytest.raises(ValueError, match=r"Linear: unknown act 'gelou'"):
         nn.Linear(4, 6, act="gelou")
@@ -83,7 +85,9 @@ def test_every_other_name_is_torchs_own():
             namespace.no_such_name  # noqa: B018
 
 
-@pytest.mark.parametrize("name", [n for n in F.__all__ if "inplace" in inspect.signature(getattr(F, n)).parameters])
+@pytest.mark.parametrize(
+    "name", [n for n in F.__all__ if "inplace" in inspect.signature(getattr(F, n)).parameters]
+)
 def test_inplace_writes_the_input_and_only_then(name):
     arguments = (0.1, 2.0) if name == "threshold" else ()
     x = torch.randn(300, 300)

@@ -153,14 +153,22 @@ void for_rows(int64_t outer, int64_t n, int threads, F f) {
   for (int64_t row = 0; row < outer; ++row) f(row, 1);
 }
 
-// f(offset, columns) over tiles of (outer, n, inner) that fit a core's cache together with their result.
+// f(offset, columns) over tiles of (outer, n, inner): narrower than TILE where the threads would lack work.
 template <class F>
-void for_tiles(int dtype, int64_t outer, int64_t n, int64_t inner, int threads, F f) {
-  const int64_t fit = (256 << 10) / (n * ITEM[dtype]) / 64 * 64;
-  const int64_t width = std::clamp<int64_t>(fit, 64, TILE), tiles = ceil_div(inner, width);
+void for_tiles(int64_t outer, int64_t n, int64_t inner, int threads, F f) {
+  const int64_t share = ceil_div(outer * inner, 4 * threads * 64) * 64;
+  const int64_t width = std::clamp<int64_t>(share, 64, TILE), tiles = ceil_div(inner, width);
 #pragma omp parallel for collapse(2) num_threads(threads) if (outer * n * inner > SERIAL)
   for (int64_t o = 0; o < outer; ++o)
     for (int64_t t = 0; t < tiles; ++t) f(o * n * inner + t * width, std::min(width, inner - t * width));
+}
+
+// f(offset, rows) over blocks of short rows
+template <class F>
+void for_short_rows(int64_t outer, int64_t n, int threads, F f) {
+  const int64_t blocks = ceil_div(outer, SHORT_ROWS);
+#pragma omp parallel for num_threads(threads) if (outer * n > SERIAL)
+  for (int64_t b = 0; b < blocks; ++b) f(b * SHORT_ROWS * n, std::min(SHORT_ROWS, outer - b * SHORT_ROWS));
 }
 
 const Kernels& kernels(int dtype) { return chosen()->tables[dtype]; }
@@ -227,9 +235,14 @@ void linear_bwd(int dtype, int act, const void* dy, int64_t stride_dym, const vo
 void softmax_fwd(int dtype, const void* x, void* y, int64_t outer, int64_t n, int64_t inner, bool log, int threads) {
   const Kernels& k = kernels(dtype);
   if (inner > 1) {
-    for_tiles(dtype, outer, n, inner, threads, [&](int64_t i, int64_t columns) {
+    for_tiles(outer, n, inner, threads, [&](int64_t i, int64_t columns) {
       k.tile_fwd(at(x, dtype, i), at(y, dtype, i), n, inner, columns, log);
     });
+    return;
+  }
+  if (n <= SHORT) {
+    for_short_rows(outer, n, threads,
+                   [&](int64_t i, int64_t rows) { k.short_fwd(at(x, dtype, i), at(y, dtype, i), rows, n, log); });
     return;
   }
   for_rows(outer, n, threads, [&](int64_t row, int row_threads) {
@@ -256,9 +269,14 @@ void softmax_bwd(int dtype, const void* dy, const void* y, void* dx, int64_t out
                  bool log, int threads) {
   const Kernels& k = kernels(dtype);
   if (inner > 1) {
-    for_tiles(dtype, outer, n, inner, threads, [&](int64_t i, int64_t columns) {
+    for_tiles(outer, n, inner, threads, [&](int64_t i, int64_t columns) {
       k.tile_bwd(at(dy, dtype, i), at(y, dtype, i), at(dx, dtype, i), n, inner, columns, log);
     });
+    return;
+  }
+  if (n <= SHORT) {
+    for_short_rows(outer, n, threads,
+                   [&](int64_t i, int64_t rows) { k.short_bwd(at(dy, dtype, i), at(y, dtype, i), at(dx, dtype, i), rows, n, log); });
     return;
   }
   for_rows(outer, n, threads, [&](int64_t row, int row_threads) {

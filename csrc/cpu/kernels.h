@@ -37,6 +37,8 @@ enum Act {
 constexpr int64_t BLOCK = 1024;
 // Columns of a softmax tile: what tile_fwd and tile_bwd take at most.
 constexpr int64_t TILE = 512;
+// Rows of at most SHORT elements go through short_fwd and short_bwd, at most SHORT_ROWS of them at once.
+constexpr int64_t SHORT = 32, SHORT_ROWS = 64;
 
 struct Kernels {
   void (*load)(const void* s, void* t, int64_t n);
@@ -60,6 +62,9 @@ struct Kernels {
   // Softmax along n rows `stride` elements apart, of w <= TILE contiguous columns.
   void (*tile_fwd)(const void* x, void* y, int64_t n, int64_t stride, int64_t w, bool log);
   void (*tile_bwd)(const void* dy, const void* y, void* dx, int64_t n, int64_t stride, int64_t w, bool log);
+  // Softmax along n <= SHORT contiguous elements, of rows <= SHORT_ROWS contiguous rows.
+  void (*short_fwd)(const void* x, void* y, int64_t rows, int64_t n, bool log);
+  void (*short_bwd)(const void* dy, const void* y, void* dx, int64_t rows, int64_t n, bool log);
 };
 
 // A row longer than this is summed piece by piece, so that threads can share it without changing the result.

@@ -186,7 +186,7 @@ template <class S, class T>
 constexpr Kernels table() {
   return {load_any<S, T>, store_any<S, T>, act_fwd<S, T>, act_bwd<S, T>, bias_act<S, T>, act_bwd_sum<S, T>,
           row_max<S, T>,  row_sum<S, T>,   row_fwd<S, T>, row_dot<S, T>, row_bwd<S, T>,  tile_fwd<S, T>,
-          tile_bwd<S, T>};
+          tile_bwd<S, T>, short_fwd<S, T>, short_bwd<S, T>};
 }
 
 constexpr Kernels TABLES[DTYPES] = {table<double, double>(), table<float, float>(), table<Bf16, float>(),

@@ -142,33 +142,45 @@ void row_bwd(const void* dy_, const void* y_, void* dx_, int64_t n, double total
   }
 }
 
-// Sums down a tile are taken over so many rows at a time.
-constexpr int64_t RUN = 64;
+// Rows of a tile that are summed before they join the total: few enough to be still in L1 for a second look.
+constexpr int64_t RUN = 8;
 
+// Maximum and sum in one sweep: a run's maximum first, then its exponentials, the sum so far being rescaled once
+// a run. While all is -inf the maximum subtracted is 0, or the sum would be nan before a finite element comes.
 template <class S, class T>
 void tile_fwd(const void* x_, void* y_, int64_t n, int64_t stride, int64_t w, bool log) {
   const S* x = static_cast<const S*>(x_);
   S* y = static_cast<S*>(y_);
-  T buffer[TILE], max[TILE], run[TILE], total[TILE], inverse[TILE];
+  T buffer[TILE], max[TILE], before[TILE], run[TILE], total[TILE], inverse[TILE];
   const int64_t p = padded<T>(w);
   for (int64_t j = 0; j < p; ++j) {
     max[j] = T(-INFINITY);
     total[j] = 0;
   }
-  for (int64_t i = 0; i < n; ++i) {
-    const T* block = whole_block(x + i * stride, buffer, w, T(0));
-#pragma omp simd
-    for (int64_t j = 0; j < p; ++j) max[j] = block[j] > max[j] ? block[j] : max[j];
-  }
   for (int64_t first = 0; first < n; first += RUN) {
     const int64_t end = n - first < RUN ? n : first + RUN;
-    for (int64_t j = 0; j < p; ++j) run[j] = 0;
+    for (int64_t j = 0; j < p; ++j) {
+      before[j] = max[j];
+      run[j] = 0;
+    }
     for (int64_t i = first; i < end; ++i) {
       const T* block = whole_block(x + i * stride, buffer, w, T(0));
 #pragma omp simd
-      for (int64_t j = 0; j < p; ++j) run[j] += math::exp_flushed(block[j] - max[j]);
+      for (int64_t j = 0; j < p; ++j) max[j] = block[j] > max[j] ? block[j] : max[j];
     }
-    for (int64_t j = 0; j < p; ++j) total[j] += run[j];
+    for (int64_t i = first; i < end; ++i) {
+      const T* block = whole_block(x + i * stride, buffer, w, T(0));
+#pragma omp simd
+      for (int64_t j = 0; j < p; ++j) {
+        const T finite = max[j] == T(-INFINITY) ? T(0) : max[j];
+        run[j] += math::exp_flushed(block[j] - finite);
+      }
+    }
+#pragma omp simd
+    for (int64_t j = 0; j < p; ++j) {
+      const T finite = max[j] == T(-INFINITY) ? T(0) : max[j];
+      total[j] = total[j] * math::exp_flushed(before[j] - finite) + run[j];
+    }
   }
 #pragma omp simd
   for (int64_t j = 0; j < p; ++j) {
@@ -216,4 +228,38 @@ void tile_bwd(const void* dy_, const void* y_, void* dx_, int64_t n, int64_t str
     for (int64_t j = 0; j < p; ++j) target[j] = softmax_grad(block[j], block_y[j], total[j], log);
     finish(target, dx + i * stride, w);
   }
+}
+
+// Rows too short for vectors along them: a block of rows is turned, so that the vectors run across the rows.
+template <class S, class T>
+inline void turn(const S* s, T* turned, int64_t rows, int64_t n) {
+  T buffer[SHORT * SHORT_ROWS];
+  const T* block = loaded(s, buffer, rows * n);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < n; ++j) turned[j * SHORT_ROWS + i] = block[i * n + j];
+}
+
+template <class S, class T>
+inline void turn_back(const T* turned, S* s, int64_t rows, int64_t n) {
+  T buffer[SHORT * SHORT_ROWS];
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < n; ++j) buffer[i * n + j] = turned[j * SHORT_ROWS + i];
+  store(buffer, s, rows * n);
+}
+
+template <class S, class T>
+void short_fwd(const void* x, void* y, int64_t rows, int64_t n, bool log) {
+  T turned[SHORT * SHORT_ROWS];
+  turn(static_cast<const S*>(x), turned, rows, n);
+  tile_fwd<T, T>(turned, turned, n, SHORT_ROWS, rows, log);
+  turn_back(turned, static_cast<S*>(y), rows, n);
+}
+
+template <class S, class T>
+void short_bwd(const void* dy, const void* y, void* dx, int64_t rows, int64_t n, bool log) {
+  T turned[SHORT * SHORT_ROWS], turned_y[SHORT * SHORT_ROWS];
+  turn(static_cast<const S*>(dy), turned, rows, n);
+  turn(static_cast<const S*>(y), turned_y, rows, n);
+  tile_bwd<T, T>(turned, turned_y, turned, n, SHORT_ROWS, rows, log);
+  turn_back(turned, static_cast<S*>(dx), rows, n);
 }

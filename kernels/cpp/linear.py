@@ -66,5 +66,5 @@ def linear_act_bwd(dy, x, w, saved, act, p0, p1, need_dx, need_dw, need_db):
             torch.get_num_threads(),
         )
     dx = memory.matmul(dz, w) if need_dx else None
-    dw = memory.matmul(dz.t(), x) if need_dw else None
+    dw = memory.weight_gradient(dz, x, w, memory.matmul) if need_dw else None
     return dx, dw, db

@@ -4,6 +4,7 @@ import torch
 
 from kernelzoo import _cuda
 from kernelzoo.kernels.cuda.native import ACTS, DTYPES, target
+from kernelzoo.kernels.memory import weight_gradient
 
 
 def linear_act_fwd(x, w, b, act, p0, p1, save_z):
@@ -53,5 +54,5 @@ def linear_act_bwd(dy, x, w, saved, act, p0, p1, need_dx, need_dw, need_db):
             *target(dy),
         )
     dx = torch.mm(dz, w) if need_dx else None
-    dw = torch.mm(dz.t(), x) if need_dw else None
+    dw = weight_gradient(dz, x, w) if need_dw else None
     return dx, dw, db

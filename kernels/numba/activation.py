@@ -13,7 +13,7 @@ def _fwd_kernel(act, dtype):
     value = activations(f)[act]
     rounded = act in ROUNDED_LAMBD
 
-    @kernel()
+    @kernel
     def _act_fwd_kernel(first, last, args, p0, p1):
         """y = act(x); a unit is an element."""
         x_ptr, y_ptr = pointer(args[0], store_t), pointer(args[1], store_t)
@@ -31,7 +31,7 @@ def _bwd_kernel(act, dtype):
     gradient = activations(f)[act + "_grad"]
     rounded = act + "_grad" in ROUNDED_LAMBD
 
-    @kernel()
+    @kernel
     def _act_bwd_kernel(first, last, args, p0, p1):
         """dx = dy act'(saved); a unit is an element."""
         dx_ptr, dy_ptr, saved_ptr = (

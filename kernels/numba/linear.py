@@ -17,7 +17,7 @@ def _fwd_kernel(act, save_z, dtype):
     value = activations(f)[act]
     rounded = act in ROUNDED_LAMBD
 
-    @kernel()
+    @kernel
     def _linear_act_fwd_kernel(first, last, args, p0, p1):
         """z += b, y = act(z); without save_z y takes the place of z. A unit is a row of N elements."""
         z_ptr, y_ptr, b_ptr = pointer(args[0], store_t), pointer(args[1], store_t), pointer(args[2], store_t)
@@ -42,9 +42,9 @@ def _bwd_kernel(act, dtype):
     gradient = activations(f)[act + "_grad"]
     rounded = act + "_grad" in ROUNDED_LAMBD
 
-    @kernel()
+    @kernel
     def _linear_act_bwd_kernel(first, last, args, p0, p1):
-        """dz = dy act'(saved), db_block = sum of the block's dz. A unit is a block of ROWS rows of N elements."""
+        """dz = dy act'(saved), db_block = sum of a block's dz. A unit is a block: ROWS rows of N elements."""
         dz_ptr, dy_ptr, saved_ptr = (
             pointer(args[0], store_t),
             pointer(args[1], store_t),
@@ -85,7 +85,7 @@ def linear_act_fwd(x, w, b, act, p0, p1, save_z):
 
 
 def _biased_product(x, w, b):
-    """x w^T + b rounded once: rounded before the bias as well, z near 0 has no correct digit and relu the wrong sign."""
+    """x w^T + b rounded once: rounded before the bias too, a z near 0 would lose its sign."""
     if x.dtype == torch.float16:  # torch's own product is four times slower
         return memory.matmul(x.float(), w.float().t()).add_(b).half()
     return torch.addmm(b, x, w.t(), out=memory.empty((x.shape[0], w.shape[0]), x.dtype))
@@ -97,7 +97,7 @@ def linear_act_bwd(dy, x, w, saved, act, p0, p1, need_dx, need_dw, need_db):
     else:
         dz, db = _dz_db(dy, saved, act, p0, p1)
     dx = memory.matmul(dz, w) if need_dx else None
-    dw = memory.matmul(dz.t(), x) if need_dw else None
+    dw = memory.weight_gradient(dz, x, w, memory.matmul) if need_dw else None
     return dx, dw, db if need_db else None
 
 

@@ -1,7 +1,7 @@
 """Activations: value and derivative side by side, and the scalar functions they are made of.
 
-Pure functions on scalars. In float32 they are polynomials and selects without a branch or a library call, so a
-loop over them becomes vector code (numba without SVML calls libm one element at a time, ten times slower).
+Pure functions on scalars. In float32 they are polynomials and selects without a branch or a library call, so
+a loop over them becomes vector code (numba without SVML calls libm one element at a time, ten times slower).
 In float64, where gradients are checked, they are libm's. `contract` (fused multiply-add) is the only liberty
 the compiler has: every NaN and infinity stays where torch puts it.
 """
@@ -13,7 +13,8 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-# error_model: division by zero gives inf; the check for it would be a branch in every loop
+# error_model: a division by zero gives inf; the check for it would be a branch in every loop.
+# forceinline: a call left in the loop keeps it from becoming vector code (gelu: 20 ms instead of 1.5)
 jit = njit(fastmath={"contract"}, error_model="numpy", nogil=True, forceinline=True)
 
 f32, u16, i32, u32 = np.float32, np.uint16, np.int32, np.uint32
@@ -124,9 +125,9 @@ def _tanh32(x):
 
 @jit
 def _normal32(x):
-    """The normal distribution's cdf and pdf; the cdf's tail has full relative accuracy, as 1 + erf has not."""
-    # exp(-x**2 / 2) = 2**n 2**r. With no overflow to mind, 2**n is added to the exponent of the polynomial for 2**r
-    # (relative error 2e-9); below 2**-125 the result is 0
+    """The normal distribution's cdf and pdf; the cdf keeps its relative accuracy in the tail."""
+    # exp(-x**2 / 2) = 2**n 2**r. With no overflow to mind, n is added to the exponent of the polynomial for
+    # 2**r (relative error 2e-9); below 2**-125 the result is 0
     t = (x * x) * (f32(-0.5) * LOG2E)
     shifted = t + ROUND
     r = t - (shifted - ROUND)
@@ -157,27 +158,7 @@ def _normal32(x):
     return (tail if x < f32(0) else f32(1) - tail), e * f32(0.3989422804014327)
 
 
-@jit
-def _log32(x):
-    return f32(math.log(x))
-
-
 # ---- float64 functions
-
-
-@jit
-def _exp64(x):
-    return math.exp(x)
-
-
-@jit
-def _expm1_64(x):
-    return math.expm1(x)
-
-
-@jit
-def _log1p64(u):
-    return math.log1p(u)
 
 
 @jit
@@ -194,29 +175,23 @@ def _normal64(x):
     return 0.5 * math.erfc(x * -0.7071067811865476), math.exp(-0.5 * x * x) * 0.3989422804014327
 
 
-@jit
-def _log64(x):
-    return math.log(x)
+EXP = {f32: _exp32, np.float64: math.exp}
 
-
-EXP = {f32: _exp32, np.float64: _exp64}
-LOG = {f32: _log32, np.float64: _log64}  # not vectorised
-
-# torch rounds lambd to the tensor's dtype here; every other parameter is used in float32 (float64 for float64)
+# torch rounds lambd to the tensor's dtype in these; every other parameter it uses as a float32 (or float64)
 ROUNDED_LAMBD = {"hardshrink", "hardshrink_grad", "softshrink_grad"}
 
 
 @functools.cache
 def activations(f):
-    """name -> value(x, p0, p1) and name_grad -> gradient(dy, saved, p0, p1), computed in f: np.float32 or np.float64.
+    """name -> value(x, p0, p1), name_grad -> gradient(dy, saved, p0, p1), in f: np.float32 or np.float64.
 
     saved is the output for sigmoid and tanh, either the input or the output for relu, relu6, hardtanh and
-    leaky_relu, and the input for all others. Both sides of a select are computed before it, so that it is no branch.
+    leaky_relu, and the input for all others. Both sides of a select are computed first: it is no branch.
     """
     if f is f32:
         exp, expm1, log1p, tanh_of, normal = _exp32, _expm1_32, _log1p32, _tanh32, _normal32
     else:
-        exp, expm1, log1p, tanh_of, normal = _exp64, _expm1_64, _log1p64, _tanh64, _normal64
+        exp, expm1, log1p, tanh_of, normal = math.exp, math.expm1, math.log1p, _tanh64, _normal64
     table = {}
 
     def define(function):

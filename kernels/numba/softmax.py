@@ -1,15 +1,23 @@
 """softmax and log_softmax over the middle dimension of (outer, n, inner)."""
 
 import functools
+import math
 
 import numpy as np
+from numba import njit
 
 from .. import memory
 from .arrays import STORAGE, kernel, launch, pointer, stack
-from .math import EXP, LOG, bits, jit
+from .math import EXP, bits, jit
 
 BLOCK = 256  # terms of a sum added up before they join it: the error of a long row stays that of a short one
 TILE = 64  # columns that are reduced side by side when inner > 1: 4 to 8 vectors, and their sums stay in L1
+
+
+@njit(fastmath={"reassoc"}, forceinline=True)
+def add(total, term):
+    """A sum's step, in an order that the compiler may choose: only so is a sum vector code."""
+    return total + term
 
 
 @functools.cache
@@ -41,11 +49,11 @@ def _functions(f):
 @functools.cache
 def _fwd_kernel(log, dtype):
     store_t, f, load, store = STORAGE[dtype]
-    exp, ln = EXP[f], LOG[f]
+    exp = EXP[f]
     whole, to_key, from_key, _ = _functions(f)
     lowest = whole(to_key(f(-np.inf)))
 
-    @kernel("reassoc")  # for the sums
+    @kernel
     def _softmax_fwd_kernel(first, last, args, p0, p1):
         """y = exp(x - max) / sum, log: x - max - ln sum. A unit is a row of n elements."""
         x_ptr, y_ptr = pointer(args[0], store_t), pointer(args[1], store_t)
@@ -59,10 +67,10 @@ def _fwd_kernel(log, dtype):
             for start in range(row * n, row * n + n, BLOCK):
                 part = f(0)
                 for i in range(start, min(start + BLOCK, row * n + n)):
-                    part += exp(load(x_ptr[i]) - highest)
+                    part = add(part, exp(load(x_ptr[i]) - highest))
                 total += part
             if log:
-                ln_total = ln(total)
+                ln_total = f(math.log(total))
                 for i in range(row * n, row * n + n):
                     y_ptr[i] = store((load(x_ptr[i]) - highest) - ln_total)
             else:
@@ -75,11 +83,11 @@ def _fwd_kernel(log, dtype):
 @functools.cache
 def _fwd_strided_kernel(log, dtype):
     store_t, f, load, store = STORAGE[dtype]
-    exp, ln = EXP[f], LOG[f]
+    exp = EXP[f]
     whole, to_key, from_key, _ = _functions(f)
     lowest = whole(to_key(f(-np.inf)))
 
-    @kernel()
+    @kernel
     def _softmax_fwd_kernel(first, last, args, p0, p1):
         """The same down n rows of `inner` columns. A unit is a tile of TILE columns."""
         x_ptr, y_ptr = pointer(args[0], store_t), pointer(args[1], store_t)
@@ -103,7 +111,7 @@ def _fwd_strided_kernel(log, dtype):
                     total[j] += exp(load(x_ptr[start + i * inner + j]) - highest[j])
             if log:
                 for j in range(width):
-                    total[j] = ln(total[j])
+                    total[j] = math.log(total[j])
             for i in range(n):
                 for j in range(width):
                     x = load(x_ptr[start + i * inner + j]) - highest[j]
@@ -118,7 +126,7 @@ def _bwd_kernel(log, dtype):
     exp = EXP[f]
     *_, flush = _functions(f)
 
-    @kernel("reassoc")  # for the sums
+    @kernel
     def _softmax_bwd_kernel(first, last, args, p0, p1):
         """dx = y (dy - sum(dy y)), log: dx = dy - exp(y) sum(dy). A unit is a row of n elements."""
         dx_ptr, dy_ptr, y_ptr = (
@@ -132,7 +140,7 @@ def _bwd_kernel(log, dtype):
             for start in range(row * n, row * n + n, BLOCK):
                 part = f(0)
                 for i in range(start, min(start + BLOCK, row * n + n)):
-                    part += load(dy_ptr[i]) if log else load(dy_ptr[i]) * load(y_ptr[i])
+                    part = add(part, load(dy_ptr[i]) if log else load(dy_ptr[i]) * load(y_ptr[i]))
                 total += part
             for i in range(row * n, row * n + n):
                 dy, y = load(dy_ptr[i]), load(y_ptr[i])
@@ -147,7 +155,7 @@ def _bwd_strided_kernel(log, dtype):
     exp = EXP[f]
     *_, flush = _functions(f)
 
-    @kernel()
+    @kernel
     def _softmax_bwd_kernel(first, last, args, p0, p1):
         """The same down n rows of `inner` columns. A unit is a tile of TILE columns."""
         dx_ptr, dy_ptr, y_ptr = (

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ..memory import weight_gradient
 from .math import INTERPRET, act_grad, act_value, narrow, widen
 from .runtime import STORAGE, acc_dtype, is_fast, launch_on, target_of
 
@@ -371,5 +372,5 @@ def linear_act_bwd(dy, x, w, saved, act, p0, p1, need_dx, need_dw, need_db):
     elif need_db:
         _, db = _dz_and_db(dy, None, act, p0, p1, False, True)
     dx = torch.mm(dz, w) if need_dx else None
-    dw = torch.mm(dz.t(), x) if need_dw else None
+    dw = weight_gradient(dz, x, w) if need_dw else None
     return dx, dw, db

@@ -40,7 +40,10 @@ def test_an_explicit_backend_serves_or_says_why_not(name):
 def test_an_explicit_backend_refuses_what_it_has_no_kernel_for():
     with kz.backend("numba"), pytest.raises(kz.BackendUnavailable, match=r"no kernel for torch\.int64"):
         F.relu(torch.arange(4))
-    with kz.backend("numba"), pytest.raises(kz.BackendUnavailable, match="serves cpu tensors and the input is on meta"):
+    with (
+        kz.backend("numba"),
+        pytest.raises(kz.BackendUnavailable, match=r"serves cpu tensors and the input is on meta"),
+    ):
         F.relu(torch.zeros(4, device="meta"))
 
 
@@ -62,11 +65,16 @@ def test_auto_falls_back_to_the_formula():
 
 
 def test_unknown_backend():
-    with pytest.raises(ValueError, match="unknown backend 'numbaa'.*did you mean 'numba'"), kz.backend("numbaa"):
+    with (
+        pytest.raises(ValueError, match=r"unknown backend 'numbaa'.*did you mean 'numba'"),
+        kz.backend("numbaa"),
+    ):
         pass
 
 
-@pytest.mark.parametrize(("value", "prints"), [("numba", "numba"), ("nonsense", "unknown backend 'nonsense'")])
+@pytest.mark.parametrize(
+    ("value", "prints"), [("numba", "numba"), ("nonsense", "unknown backend 'nonsense'")]
+)
 def test_environment_variable(value, prints):
     code = (
         "import torch, kernelzoo as kz, kernelzoo.functional as F\n"
@@ -85,9 +93,14 @@ def _environment():
 
 
 def test_import_asks_for_little():
-    code = "import sys, kernelzoo; print([m for m in ('triton', 'numba', 'lightning', 'typer', 'kernelzoo._cpu') if m in sys.modules])"  # fmt: skip
-    before = "import sys, torch; print([m for m in ('triton', 'numba', 'lightning', 'typer', 'kernelzoo._cpu') if m in sys.modules])"  # fmt: skip
-    ours, torchs = (subprocess.run([sys.executable, "-c", c], capture_output=True, text=True).stdout for c in (code, before))
+    late = (
+        "print([m for m in ('triton', 'numba', 'lightning', 'typer', 'kernelzoo._cpu') if m in sys.modules])"
+    )
+    code, before = f"import sys, kernelzoo; {late}", f"import sys, torch; {late}"
+    ours, torchs = (
+        subprocess.run([sys.executable, "-c", c], capture_output=True, text=True).stdout
+        for c in (code, before)
+    )
     assert ours == torchs
 
 
@@ -156,9 +169,7 @@ def test_compiled_code_follows_the_chosen_backend():
     ran = []
     with compiled_quietly(), pytest.MonkeyPatch.context() as patch:
         launcher = kz.ops.core.registry.launcher
-        patch.setattr(
-            kz.ops.core.registry, "launcher", lambda b, m, n: ran.append(b) or launcher(b, m, n)
-        )
+        patch.setattr(kz.ops.core.registry, "launcher", lambda b, m, n: ran.append(b) or launcher(b, m, n))
         compiled = torch.compile(lambda t: F.gelu(t), fullgraph=True, backend="aot_eager")
         compiled(x)
         with kz.backend("numba"):
@@ -171,7 +182,9 @@ def test_compiled_code_follows_the_chosen_backend():
 def test_export_stays_free_of_the_backend():
     layer = kz.nn.Linear(300, 300, act="gelu")
     with compiled_quietly():
-        program = torch.export.export(layer, (torch.randn(300, 300),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        program = torch.export.export(
+            layer, (torch.randn(300, 300),), dynamic_shapes=({0: torch.export.Dim("batch")},)
+        )
     (node,) = [n for n in program.graph.nodes if "linear_act_fwd" in str(n.target)]
     assert node.args[-1] == "auto"
     x = torch.randn(700, 300)

@@ -145,7 +145,10 @@ def test_saved_tensors(act, extra):
     """Beyond input, weight, bias and the output itself, nothing is kept for relu and its kin; z for gelu's."""
     x, w, b = (torch.randn(s, requires_grad=True) for s in ((8, 16), (32, 16), (32,)))
     saved = []
-    with kz.backend(here()), torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+    with (
+        kz.backend(here()),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
+    ):
         y = F.linear(x, w, b, act=act)
     known = {t.data_ptr() for t in (x, w, b, y)}
     assert len([t for t in saved if t.data_ptr() not in known]) == extra

@@ -108,7 +108,9 @@ def _parse(function, act):
     if name == "softshrink" and params[0] < 0:
         raise ArgumentError(f"{function}: lambda must be greater or equal to 0, but found to be {params[0]}.")
     if name == "hardtanh" and params[0] > params[1]:
-        raise ArgumentError(f"{function}: min_val cannot be greater than max_val, got {params[0]} > {params[1]}")
+        raise ArgumentError(
+            f"{function}: min_val cannot be greater than max_val, got {params[0]} > {params[1]}"
+        )
     if name == "celu" and params[0] == 0:
         raise ZeroDivisionError(f"{function}: alpha cannot be 0 for CELU")
     return Activation(name, params)

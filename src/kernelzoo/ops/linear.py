@@ -3,6 +3,8 @@
 Backward, with z = x Wᵀ + b: dz = dy f'(z), dx = dz W, dW = dzᵀ x, db = Σ dz over rows.
 """
 
+from typing import ClassVar
+
 import torch
 from torch.nn import functional as T
 
@@ -24,7 +26,7 @@ linear_act_bwd = define(
     "linear",
     fake=lambda dy, x, w, saved, act, p0, p1, need_dx, need_dw, need_db: (
         x.new_empty(x.shape) if need_dx else None,
-        w.new_empty(w.shape) if need_dw else None,
+        (w.new_empty(w.shape) if w.is_contiguous() else w.new_empty(w.shape[::-1]).t()) if need_dw else None,
         w.new_empty(w.shape[0]) if need_db else None,
     ),
 )
@@ -34,7 +36,7 @@ class LinearAct(KernelFunction):
     """Saved for the backward: x, W, b (as torch does) and y where f' can be had from it, z otherwise."""
 
     module = "linear"
-    autocast = {"cpu": "lower", "cuda": "lower"}
+    autocast: ClassVar = {"cpu": "lower", "cuda": "lower"}
 
     @staticmethod
     def formula(x, weight, bias, act):
@@ -110,7 +112,9 @@ def linear(input, weight, bias=None, *, act=None):
     """
     act = parse("linear", act)
     _check(input, weight, bias)
-    if weight.dim() != 2 or (bias is not None and bias.shape != weight.shape[:1]):  # torch broadcasts: its own call
+    if weight.dim() != 2 or (
+        bias is not None and bias.shape != weight.shape[:1]
+    ):  # torch broadcasts: its own call
         return LinearAct.formula(input, weight, bias, act)
     return LinearAct.call(input, weight, bias, act)
 

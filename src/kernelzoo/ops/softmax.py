@@ -3,6 +3,8 @@
 Backward: dx = y (dy - Σ dy y) for softmax, dx = dy - exp(y) Σ dy for log_softmax.
 """
 
+from typing import ClassVar
+
 import torch
 from torch.nn import functional as T
 
@@ -26,7 +28,7 @@ class SoftmaxFunction(KernelFunction):
     """Saved for the backward: the output."""
 
     module = "softmax"
-    autocast = {"cuda": torch.float32}
+    autocast: ClassVar = {"cuda": torch.float32}
 
     @staticmethod
     def label(x, dim, log):

@@ -105,7 +105,9 @@ def _fixed(function):
     def constant(*args):
         return cached(*args)
 
-    constant._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, whose import takes a second
+    constant._dynamo_marked_constant = (
+        True  # torch.compiler.assume_constant_result, whose import takes a second
+    )
     return constant
 
 
@@ -183,7 +185,9 @@ def choose(op, args):
         return "torch", "nothing to compute: a tensor is empty"
     if state.chosen != "auto":
         if reason := cannot_serve(state.chosen, op.module, tensor.device.type, tensor.dtype):
-            raise BackendUnavailable(f"{op.label(*args)}: backend {state.chosen!r} was asked for, but {reason}")
+            raise BackendUnavailable(
+                f"{op.label(*args)}: backend {state.chosen!r} was asked for, but {reason}"
+            )
         return state.chosen, "asked for"
     name = automatic(op.module, tensor.device.type, tensor.dtype)
     if name is None:

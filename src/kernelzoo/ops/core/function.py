@@ -4,6 +4,8 @@ Double backward differentiates the formula; torch.func transforms, forward-mode 
 it; autocast casts as torch does for the mirrored name; the backend is chosen here and kept for the backward.
 """
 
+from typing import ClassVar
+
 import torch
 from torch.autograd import forward_ad
 from torch.nn import Parameter
@@ -47,7 +49,7 @@ class KernelFunction:
     """
 
     module: str
-    autocast: dict = {}
+    autocast: ClassVar[dict] = {}
 
     def __init_subclass__(cls):
         members = {"forward": staticmethod(cls.forward), "backward": staticmethod(_with_double_backward(cls))}
@@ -90,7 +92,9 @@ class KernelFunction:
     def _record(cls, backend, reason, args, tensors):
         if choice.state.calls is not None:
             shapes = tuple(tuple(t.shape) for t in tensors)
-            choice.state.calls.append(choice.Call(cls.label(*args), backend, reason, shapes, tensors[0].dtype))
+            choice.state.calls.append(
+                choice.Call(cls.label(*args), backend, reason, shapes, tensors[0].dtype)
+            )
 
     @classmethod
     def _by_formula(cls, ctx, *grads):
@@ -100,7 +104,12 @@ class KernelFunction:
         wanted = [i for i, need in enumerate(ctx.needs_input_grad) if need]
         outputs = cls.formula(*args)
         found = torch.autograd.grad(
-            outputs, [args[i] for i in wanted], grads, create_graph=True, allow_unused=True, materialize_grads=True
+            outputs,
+            [args[i] for i in wanted],
+            grads,
+            create_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
         )
         return [found[wanted.index(i)] if i in wanted else None for i in range(len(args))]
 
