@@ -30,7 +30,7 @@ from setuptools.errors import CompileError
 ROOT = Path(__file__).resolve().parent
 # Objects live here whatever temporary folder pip builds in, so that a rebuild compiles what changed.
 OBJECTS = ROOT / "build" / "native"
-JOBS = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
+JOBS = max(1, int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1))
 
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xfatbin", "-compress-all"]

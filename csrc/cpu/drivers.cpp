@@ -1,6 +1,7 @@
 #include "drivers.h"
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -221,6 +222,7 @@ void act_bwd(int dtype, int act, const void* dy, const void* saved, void* dx, in
 
 void bias_act(int dtype, int act, void* z, const void* bias, void* y, int64_t M, int64_t N, bool save_z, double p0,
               double p1, int threads) {
+  if (M == 0 || N == 0) return;
   const auto rows = dtype == F64 ? bias_act_rows<double> : bias_act_rows<float>;
   p0 = bound(dtype, act, false, p0);
   rows(kernels(dtype), dtype, act, z, bias, y, M, N, save_z, p0, p1, threads);
@@ -228,6 +230,10 @@ void bias_act(int dtype, int act, void* z, const void* bias, void* y, int64_t M,
 
 void linear_bwd(int dtype, int act, const void* dy, int64_t stride_dym, const void* saved, void* dz, void* db,
                 int64_t M, int64_t N, double p0, double p1, int threads) {
+  if (M == 0 || N == 0) {  // a compiled graph may be run on an empty batch
+    if (db) std::memset(db, 0, N * ITEM[dtype]);
+    return;
+  }
   p0 = bound(dtype, act, true, p0);
   linear_bwd_rows(kernels(dtype), dtype, act, dy, stride_dym, saved, dz, db, M, N, p0, p1, threads);
 }
@@ -241,8 +247,9 @@ void softmax_fwd(int dtype, const void* x, void* y, int64_t outer, int64_t n, in
     return;
   }
   if (n <= SHORT) {
-    for_short_rows(outer, n, threads,
-                   [&](int64_t i, int64_t rows) { k.short_fwd(at(x, dtype, i), at(y, dtype, i), rows, n, log); });
+    for_short_rows(outer, n, threads, [&](int64_t i, int64_t rows) {
+      k.short_fwd(at(x, dtype, i), at(y, dtype, i), rows, n, log);
+    });
     return;
   }
   for_rows(outer, n, threads, [&](int64_t row, int row_threads) {
@@ -275,8 +282,9 @@ void softmax_bwd(int dtype, const void* dy, const void* y, void* dx, int64_t out
     return;
   }
   if (n <= SHORT) {
-    for_short_rows(outer, n, threads,
-                   [&](int64_t i, int64_t rows) { k.short_bwd(at(dy, dtype, i), at(y, dtype, i), at(dx, dtype, i), rows, n, log); });
+    for_short_rows(outer, n, threads, [&](int64_t i, int64_t rows) {
+      k.short_bwd(at(dy, dtype, i), at(y, dtype, i), at(dx, dtype, i), rows, n, log);
+    });
     return;
   }
   for_rows(outer, n, threads, [&](int64_t row, int row_threads) {

@@ -390,7 +390,7 @@ struct tanhshrink {
   template <class T>
   static T grad(T dy, T x, T, T) {
     const T t = math::tanh(x);
-    return dy * (t * t);
+    return dy * (t * t) + (dy - dy);  // nan for an infinite dy, as torch's difference of two terms
   }
 };
 
@@ -417,7 +417,7 @@ struct softsign {
   template <class T>
   static T grad(T dy, T x, T, T) {
     const T r = 1 / (1 + math::abs(x));
-    return dy * (r * r + (x - x));
+    return dy * (r * r) + ((x - x) + (dy - dy));  // nan for an infinite x or dy, as torch's quotient rule
   }
 };
 

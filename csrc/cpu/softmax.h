@@ -7,12 +7,11 @@
 inline float flushed(float x) { return math::abs(x) < 1.17549435e-38f ? 0.0f : x; }
 inline double flushed(double x) { return x; }
 
-// `total` is log(sum), or sum with its inverse: the quotient by the inverse and one correction, which with fma is
-// as exact as a division and cheaper.
+// The quotient by the inverse, and one correction: with fma as exact as a division, and cheaper.
 template <class T>
-inline T softmax_value(T x, T max, T total, T inverse, bool log) {
-  const T shifted = x - max, e = math::exp_flushed(shifted), q = e * inverse;
-  return log ? shifted - total : flushed(q + (e - q * total) * inverse);
+inline T softmax_value(T x, T max, T sum, T inverse) {
+  const T e = math::exp_flushed(x - max), q = e * inverse;
+  return flushed(q + (e - q * sum) * inverse);
 }
 
 template <class T>
@@ -98,8 +97,13 @@ void row_fwd(const void* x_, void* y_, int64_t n, double max_, double sum, bool 
     const int64_t m = n - i < BLOCK ? n - i : BLOCK;
     const T* block = whole_block(x + i, buffer, m, T(0));
     T* target = whole_target(y + i, buffer, m);
+    if (log) {
 #pragma omp simd
-    for (int64_t j = 0; j < padded<T>(m); ++j) target[j] = softmax_value(block[j], max, total, inverse, log);
+      for (int64_t j = 0; j < padded<T>(m); ++j) target[j] = block[j] - max - total;
+    } else {
+#pragma omp simd
+      for (int64_t j = 0; j < padded<T>(m); ++j) target[j] = softmax_value(block[j], max, total, inverse);
+    }
     finish(target, y + i, m);
   }
 }
@@ -142,8 +146,17 @@ void row_bwd(const void* dy_, const void* y_, void* dx_, int64_t n, double total
   }
 }
 
-// Rows of a tile that are summed before they join the total: few enough to be still in L1 for a second look.
-constexpr int64_t RUN = 8;
+// Sums down a tile: RUN rows at once, GROUP runs to a partial sum, and these to the total, so that none is long.
+// A run of 8 rows is still in L1 for a second look.
+constexpr int64_t RUN = 8, GROUP = 64;
+
+template <class T>
+inline void flush(T* group, T* total, int64_t p) {
+  for (int64_t j = 0; j < p; ++j) {
+    total[j] += group[j];
+    group[j] = 0;
+  }
+}
 
 // Maximum and sum in one sweep: a run's maximum first, then its exponentials, the sum so far being rescaled once
 // a run. While all is -inf the maximum subtracted is 0, or the sum would be nan before a finite element comes.
@@ -151,11 +164,11 @@ template <class S, class T>
 void tile_fwd(const void* x_, void* y_, int64_t n, int64_t stride, int64_t w, bool log) {
   const S* x = static_cast<const S*>(x_);
   S* y = static_cast<S*>(y_);
-  T buffer[TILE], max[TILE], before[TILE], run[TILE], total[TILE], inverse[TILE];
+  T buffer[TILE], max[TILE], before[TILE], run[TILE], group[TILE], total[TILE], inverse[TILE];
   const int64_t p = padded<T>(w);
   for (int64_t j = 0; j < p; ++j) {
     max[j] = T(-INFINITY);
-    total[j] = 0;
+    group[j] = total[j] = 0;
   }
   for (int64_t first = 0; first < n; first += RUN) {
     const int64_t end = n - first < RUN ? n : first + RUN;
@@ -179,19 +192,30 @@ void tile_fwd(const void* x_, void* y_, int64_t n, int64_t stride, int64_t w, bo
 #pragma omp simd
     for (int64_t j = 0; j < p; ++j) {
       const T finite = max[j] == T(-INFINITY) ? T(0) : max[j];
-      total[j] = total[j] * math::exp_flushed(before[j] - finite) + run[j];
+      const T scale = math::exp_flushed(before[j] - finite);
+      group[j] = group[j] * scale + run[j];
+      total[j] *= scale;
     }
+    if (first / RUN % GROUP == GROUP - 1) flush(group, total, p);
   }
+  flush(group, total, p);
+  if (log) {
 #pragma omp simd
-  for (int64_t j = 0; j < p; ++j) {
-    inverse[j] = 1 / total[j];
-    total[j] = log ? math::log1p(total[j] - 1) : total[j];
+    for (int64_t j = 0; j < p; ++j) total[j] = math::log1p(total[j] - 1);
+  } else {
+#pragma omp simd
+    for (int64_t j = 0; j < p; ++j) inverse[j] = 1 / total[j];
   }
   for (int64_t i = 0; i < n; ++i) {
     const T* block = whole_block(x + i * stride, buffer, w, T(0));
     T* target = whole_target(y + i * stride, buffer, w);
+    if (log) {
 #pragma omp simd
-    for (int64_t j = 0; j < p; ++j) target[j] = softmax_value(block[j], max[j], total[j], inverse[j], log);
+      for (int64_t j = 0; j < p; ++j) target[j] = block[j] - max[j] - total[j];
+    } else {
+#pragma omp simd
+      for (int64_t j = 0; j < p; ++j) target[j] = softmax_value(block[j], max[j], total[j], inverse[j]);
+    }
     finish(target, y + i * stride, w);
   }
 }
@@ -201,9 +225,9 @@ void tile_bwd(const void* dy_, const void* y_, void* dx_, int64_t n, int64_t str
   const S* dy = static_cast<const S*>(dy_);
   const S* y = static_cast<const S*>(y_);
   S* dx = static_cast<S*>(dx_);
-  T buffer[TILE], buffer_y[TILE], run[TILE], total[TILE];
+  T buffer[TILE], buffer_y[TILE], run[TILE], group[TILE], total[TILE];
   const int64_t p = padded<T>(w);
-  for (int64_t j = 0; j < p; ++j) total[j] = 0;
+  for (int64_t j = 0; j < p; ++j) group[j] = total[j] = 0;
   for (int64_t first = 0; first < n; first += RUN) {
     const int64_t end = n - first < RUN ? n : first + RUN;
     for (int64_t j = 0; j < p; ++j) run[j] = 0;
@@ -218,8 +242,10 @@ void tile_bwd(const void* dy_, const void* y_, void* dx_, int64_t n, int64_t str
         for (int64_t j = 0; j < p; ++j) run[j] += block[j] * block_y[j];
       }
     }
-    for (int64_t j = 0; j < p; ++j) total[j] += run[j];
+    for (int64_t j = 0; j < p; ++j) group[j] += run[j];
+    if (first / RUN % GROUP == GROUP - 1) flush(group, total, p);
   }
+  flush(group, total, p);
   for (int64_t i = 0; i < n; ++i) {
     const T* block = whole_block(dy + i * stride, buffer, w, T(0));
     const T* block_y = whole_block(y + i * stride, buffer_y, w, T(0));

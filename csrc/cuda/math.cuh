@@ -247,7 +247,7 @@ struct Tanhshrink {
   KZ_VALUE { return x - C::tanh(x); }
   KZ_GRAD {
     T t = C::tanh(s);
-    return dy * (t * t);
+    return dy * (t * t) + (dy - dy);  // dy - dy: NaN at inf, as torch's difference of two terms
   }
 };
 
@@ -273,7 +273,7 @@ struct Softsign {
   KZ_VALUE { return C::div(x, T(1) + ::fabs(x)); }
   KZ_GRAD {
     T r = C::div(T(1), T(1) + ::fabs(s));
-    return dy * (r * r + (s - s));  // s - s: NaN at inf, as torch's quotient rule
+    return dy * (r * r) + ((s - s) + (dy - dy));  // NaN for an infinite s or dy, as torch's quotient rule
   }
 };
 

@@ -7,22 +7,9 @@ from kernelzoo.kernels import memory
 from kernelzoo.kernels.cpp.native import ACTS, DTYPES
 
 
-def _product(x, w, b):
-    """z = x @ w.T + b, and the bias that is still to be added.
-
-    In bf16 and fp16 the product takes the bias before it rounds: rounded twice, a z near 0 can change sign, and
-    with it the derivative.
-    """
-    if b is None or x.dtype in (torch.float64, torch.float32):
-        return memory.matmul(x, w.t()), b
-    if x.dtype == torch.float16:  # as memory.matmul: torch's own fp16 product is 5 times slower
-        return torch.addmm(b.float(), x.float(), w.float().t()).half(), None
-    return torch.addmm(b, x, w.t(), out=memory.empty((x.shape[0], w.shape[0]), x.dtype)), None
-
-
 def linear_act_fwd(x, w, b, act, p0, p1, save_z):
     """z = x @ w.T + b, y = act(z). x (M, K), w (N, K), b (N,) or None, of any strides; y, z (M, N) contiguous."""
-    z, b = _product(x, w, b)
+    z, b = memory.biased_product(x, w, b)
     y = z
     if b is not None or act != "none":
         if save_z and act != "none":

@@ -68,10 +68,7 @@ def _bwd_kernel(act, dtype):
 
 
 def linear_act_fwd(x, w, b, act, p0, p1, save_z):
-    if b is not None and x.dtype in (torch.bfloat16, torch.float16):
-        z, b = _biased_product(x, w, b), None
-    else:
-        z = memory.matmul(x, w.t())
+    z, b = memory.biased_product(x, w, b)
     if act == "none" and b is None:
         return z, None
     M, N = z.shape
@@ -82,13 +79,6 @@ def linear_act_fwd(x, w, b, act, p0, p1, save_z):
     args = (z.data_ptr(), y.data_ptr(), b.data_ptr(), N)
     launch(_fwd_kernel(act, save_z, x.dtype), M, z.numel(), args, p0, p1)
     return y, z if save_z else None
-
-
-def _biased_product(x, w, b):
-    """x w^T + b rounded once: rounded before the bias too, a z near 0 would lose its sign."""
-    if x.dtype == torch.float16:  # torch's own product is four times slower
-        return memory.matmul(x.float(), w.float().t()).add_(b).half()
-    return torch.addmm(b, x, w.t(), out=memory.empty((x.shape[0], w.shape[0]), x.dtype))
 
 
 def linear_act_bwd(dy, x, w, saved, act, p0, p1, need_dx, need_dw, need_db):

@@ -3,7 +3,7 @@
 Pure functions on scalars. In float32 they are polynomials and selects without a branch or a library call, so
 a loop over them becomes vector code (numba without SVML calls libm one element at a time, ten times slower).
 In float64, where gradients are checked, they are libm's. `contract` (fused multiply-add) is the only liberty
-the compiler has: every NaN and infinity stays where torch puts it.
+the compiler has: NaN and infinities stay where the formulas, which are torch's, put them.
 """
 
 import functools

@@ -4,6 +4,7 @@ The definitions are torch.nn.functional's; the kernels' own are in each backend'
 """
 
 import functools
+import math
 import struct
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as T
 
-from .core import ArgumentError, ArgumentTypeError, KernelFunction, below, define
+from .core import ArgumentError, ArgumentTypeError, KernelFunction, autocast_dtype, below, define
 
 aten = torch.ops.aten
 
@@ -57,11 +58,14 @@ def rounded(value, dtype):
     """A Python number to the nearest of dtype and back."""
     if dtype == torch.float64:
         return value
-    (bits,) = struct.unpack("<I", struct.pack("<f", value))
+    try:
+        if dtype == torch.float16:
+            return struct.unpack("<e", struct.pack("<e", value))[0]
+        (bits,) = struct.unpack("<I", struct.pack("<f", value))
+    except OverflowError:
+        return math.copysign(math.inf, value)
     if dtype == torch.bfloat16:
         bits = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
-    if dtype == torch.float16:
-        return struct.unpack("<e", struct.pack("<e", value))[0]
     return struct.unpack("<f", struct.pack("<I", bits))[0]
 
 
@@ -81,6 +85,12 @@ class Activation(NamedTuple):
         if self.name == "hardtanh":  # a clamped value is recognised only where the bounds are not rounded
             return all(rounded(p, dtype) == p for p in self.params)
         return self.name != "none" and DEFINITIONS[self.name].from_output is not None
+
+    def autocast(self, x):
+        """float32 for softplus on CUDA, the only activation that torch.autocast casts; else None."""
+        return (
+            torch.float32 if self.name == "softplus" and x.is_cuda and autocast_dtype(x) is not None else None
+        )
 
     def flat(self):
         """(name, p0, p1): what the torch ops and launchers take."""
@@ -124,7 +134,13 @@ def parse(function, act):
     if torch.compiler.is_compiling():  # which traces through a cache, with a warning
         return _parse(function, act)
     try:
-        return _parse_once(function, tuple(act) if isinstance(act, list) else act)
+        if not isinstance(act, str | None):
+            name, *params = act
+            params = [p if isinstance(p, int | float | str) else float(p) for p in params]
+            act = (name, *params)
+            if 0 in params:  # 0.0 and -0.0 are one key
+                return _parse(function, act)
+        return _parse_once(function, act)
     except TypeError as error:
         if isinstance(error, ArgumentTypeError):
             raise
@@ -163,12 +179,30 @@ act_bwd = define(
     prepare=lambda dy, saved, *rest: (*_aligned(dy, saved), *rest),
 )
 
-# Below this a call's fixed cost outweighs what the kernel saves, forward and backward together.
-SMALL = 1 << 16
+# "auto" on a CPU. FRESH: from 32 MiB on glibc hands out unmapped pages whatever came before, and a result in huge
+# pages wins for every activation. COSTLY: those whose arithmetic in torch costs more than a kernel's, and how many
+# elements it takes to win back a call's fixed cost of some 30 us, forward and backward together.
+FRESH = 32 << 20
+COSTLY = {
+    "tanh": 1 << 17,
+    "softsign": 1 << 17,
+    "tanhshrink": 1 << 17,
+    "mish": 1 << 17,
+    "logsigmoid": 1 << 18,
+    "elu": 1 << 18,
+    "selu": 1 << 18,
+    "celu": 1 << 18,
+    "gelu_tanh": 1 << 18,
+    "softplus": 1 << 18,
+}
 
 
 class ActivationFunction(KernelFunction):
     module = "activation"
+
+    @staticmethod
+    def autocast(x, act):
+        return act.autocast(x)
 
     @staticmethod
     def label(x, act):
@@ -180,9 +214,11 @@ class ActivationFunction(KernelFunction):
 
     @staticmethod
     def rule(x, act):
-        if x.device.type == "cpu" and below(x.numel(), SMALL):
-            return f"fewer than {SMALL} elements on a CPU"
-        return None
+        if x.device.type != "cpu":
+            return None
+        fresh = FRESH // x.dtype.itemsize
+        least = min(COSTLY.get(act.name, fresh), fresh)
+        return f"{act.name} of fewer than {least} elements on a CPU" if below(x.numel(), least) else None
 
     @staticmethod
     def forward(ctx, x, act, backend):
@@ -211,6 +247,8 @@ class ActivationFunction(KernelFunction):
 def activation(input, act, inplace=False):
     """f(input) for an `Activation`; with `inplace`, torch's own in-place function writes the input."""
     if not isinstance(input, torch.Tensor):
+        if hasattr(input, "__torch_function__"):  # torch.fx
+            return act.formula(input)
         raise ArgumentTypeError(f"{act.name}: input must be a Tensor, got {type(input).__name__}")
     if inplace:
         return DEFINITIONS[act.name].formula(input, *act.params, inplace=True)

@@ -3,14 +3,14 @@
 Backward, with z = x Wᵀ + b: dz = dy f'(z), dx = dz W, dW = dzᵀ x, db = Σ dz over rows.
 """
 
-from typing import ClassVar
-
 import torch
 from torch.nn import functional as T
 
 from .activation import parse
-from .core import ArgumentError, ArgumentTypeError, KernelFunction, below, define
+from .core import ArgumentError, ArgumentTypeError, KernelFunction, autocast_dtype, below, define
 from .core.checks import same_device, same_dtype
+
+aten = torch.ops.aten
 
 linear_act_fwd = define(
     "linear_act_fwd(Tensor x, Tensor w, Tensor? b, str act, float p0, float p1, bool save_z) -> (Tensor, Tensor)",
@@ -36,7 +36,10 @@ class LinearAct(KernelFunction):
     """Saved for the backward: x, W, b (as torch does) and y where f' can be had from it, z otherwise."""
 
     module = "linear"
-    autocast: ClassVar = {"cpu": "lower", "cuda": "lower"}
+
+    @staticmethod
+    def autocast(x, weight, bias, act):
+        return autocast_dtype(x)
 
     @staticmethod
     def formula(x, weight, bias, act):
@@ -55,7 +58,7 @@ class LinearAct(KernelFunction):
         from_y = act.saves_output(x.dtype)
         save_z = any(ctx.needs_input_grad) and act.name != "none" and not from_y
         y, z = linear_act_fwd(x.reshape(-1, x.shape[-1]), weight, bias, *act.flat(), save_z, backend)
-        y = y.view(*x.shape[:-1], weight.shape[0])
+        y = aten._unsafe_view(y, (*x.shape[:-1], weight.shape[0]))  # no view: users may write to it in place
         ctx.save_for_backward(x, weight, bias, y if from_y else z)
         ctx.act, ctx.backend = act, backend
         return y
@@ -65,7 +68,7 @@ class LinearAct(KernelFunction):
         x, weight, _, saved = ctx.saved_tensors
         n, k = weight.shape
         if saved is not None:
-            saved = saved.reshape(-1, n)
+            saved = saved.reshape(-1, n).contiguous()  # a saved-tensor hook may have laid it out anew
         dx, dw, db = linear_act_bwd(
             dy.reshape(-1, n),
             x.reshape(-1, k),
@@ -111,19 +114,27 @@ def linear(input, weight, bias=None, *, act=None):
         ArgumentTypeError (a TypeError and a RuntimeError): dtypes that do not fit, arguments of another type.
     """
     act = parse("linear", act)
-    _check(input, weight, bias)
-    if weight.dim() != 2 or (
-        bias is not None and bias.shape != weight.shape[:1]
-    ):  # torch broadcasts: its own call
+    if not _check(input, weight, bias) or _is_torchs(input, weight, bias, act):
         return LinearAct.formula(input, weight, bias, act)
     return LinearAct.call(input, weight, bias, act)
 
 
+def _is_torchs(x, weight, bias, act):
+    """Whether torch's own call is due: a weight or bias that it broadcasts, a dtype that its autocast keeps."""
+    if weight.dim() != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+        return True
+    return act.autocast(x) is not None
+
+
 def _check(x, weight, bias):
-    """Cheap where all is well (1 us): sizes and dtypes are compared before any text is made."""
+    """Whether these are tensors with sizes to check: torch.fx's proxies and nested tensors are left to torch."""
     for name, t in (("input", x), ("weight", weight), ("bias", bias)):
         if not isinstance(t, torch.Tensor) and (t is not None or name != "bias"):
+            if hasattr(t, "__torch_function__"):
+                return False
             raise ArgumentTypeError(f"linear: {name} must be a Tensor, got {type(t).__name__}")
+    if x.is_nested:
+        return False
     if x.dim() == 0:
         raise ArgumentError("linear: input has no dimensions; expected shape (*, in_features)")
     if weight.dim() not in (1, 2):
@@ -148,3 +159,4 @@ def _check(x, weight, bias):
             f"linear: bias has {bias.size(0)} elements but weight has {weight.size(0)} rows; "
             f"expected bias of shape ({weight.size(0)},)"
         )
+    return True

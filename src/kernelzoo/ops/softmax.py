@@ -3,12 +3,14 @@
 Backward: dx = y (dy - Σ dy y) for softmax, dx = dy - exp(y) Σ dy for log_softmax.
 """
 
-from typing import ClassVar
+import operator
 
 import torch
 from torch.nn import functional as T
 
-from .core import ArgumentTypeError, KernelFunction, below, define
+from .core import ArgumentTypeError, KernelFunction, autocast_dtype, below, define
+
+aten = torch.ops.aten
 
 softmax_fwd = define(
     "softmax_fwd(Tensor x, bool log) -> Tensor",
@@ -24,11 +26,18 @@ softmax_bwd = define(
 )
 
 
+# "auto" on a CPU: below this a call's fixed cost outweighs what the kernel saves, forward and backward together.
+SMALL = 1 << 16
+
+
 class SoftmaxFunction(KernelFunction):
     """Saved for the backward: the output."""
 
     module = "softmax"
-    autocast: ClassVar = {"cuda": torch.float32}
+
+    @staticmethod
+    def autocast(x, dim, log):
+        return torch.float32 if x.is_cuda and autocast_dtype(x) is not None else None
 
     @staticmethod
     def label(x, dim, log):
@@ -46,7 +55,8 @@ class SoftmaxFunction(KernelFunction):
 
     @staticmethod
     def forward(ctx, x, dim, log, backend):
-        y = softmax_fwd(_rows(x, dim), log, backend).view(x.shape)
+        y = softmax_fwd(_rows(x, dim), log, backend)
+        y = aten._unsafe_view(y, x.shape)  # no view: users may write to it in place
         ctx.save_for_backward(y)
         ctx.dim, ctx.log, ctx.backend = dim, log, backend
         return y
@@ -64,10 +74,6 @@ class SoftmaxFunction(KernelFunction):
         return [y * (dy - (dy * y).sum(ctx.dim, keepdim=True))]
 
 
-# Below this a call's fixed cost outweighs what the kernel saves, forward and backward together.
-SMALL = 1 << 16
-
-
 def _rows(t, dim):
     """t as contiguous (outer, n, inner) with n the size of dim."""
     shape = t.shape or (1,)
@@ -77,7 +83,7 @@ def _rows(t, dim):
         outer *= size
     for size in shape[dim + 1 :]:
         inner *= size
-    return t.contiguous().view(outer, shape[dim], inner)
+    return t.reshape(outer, shape[dim], inner)
 
 
 def softmax(input, dim=None, _stacklevel=3, dtype=None):
@@ -99,11 +105,14 @@ def log_softmax(input, dim=None, _stacklevel=3, dtype=None):
 
 def _softmax(name, torch_function, input, dim, _stacklevel, dtype, log):
     if not isinstance(input, torch.Tensor):
+        if hasattr(input, "__torch_function__"):  # torch.fx
+            return torch_function(input, dim, _stacklevel + 2, dtype)
         raise ArgumentTypeError(f"{name}: input must be a Tensor, got {type(input).__name__}")
     if dim is None:
         return torch_function(input, None, _stacklevel + 2, dtype)
-    if not isinstance(dim, int) or isinstance(dim, bool):
+    if isinstance(dim, bool) or not hasattr(dim, "__index__"):
         raise ArgumentTypeError(f"{name}: dim must be an int, got {dim!r}")
+    dim = operator.index(dim)
     rank = max(input.dim(), 1)
     if not -rank <= dim < rank:
         raise IndexError(
@@ -111,5 +120,7 @@ def _softmax(name, torch_function, input, dim, _stacklevel, dtype, log):
             f"input has shape {tuple(input.shape)}"
         )
     if dtype is not None:
+        if autocast_dtype(input) is not None:  # which dtype outranks
+            return torch_function(input, dim, _stacklevel + 2, dtype)
         input = input.to(dtype)
     return SoftmaxFunction.call(input, dim, log)

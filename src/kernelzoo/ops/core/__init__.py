@@ -1,8 +1,8 @@
 """What every op shares: the choice of a backend, the torch ops, the base Function, argument checks."""
 
 from .checks import ArgumentError, ArgumentTypeError
-from .choice import BackendUnavailable, Call, Status, backend, backends, trace
-from .function import KernelFunction, below
+from .choice import BackendUnavailable, Call, Status, backend, backends, below, trace
+from .function import KernelFunction, autocast_dtype
 from .registry import define
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Call",
     "KernelFunction",
     "Status",
+    "autocast_dtype",
     "backend",
     "backends",
     "below",

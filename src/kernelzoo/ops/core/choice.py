@@ -111,6 +111,15 @@ def _fixed(function):
     return constant
 
 
+def below(size, limit):
+    """size < limit, for rules on sizes; in a compiled graph only where no guard on the size is needed."""
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        return statically_known_true(size < limit)
+    return size < limit
+
+
 @functools.cache
 def _interpreting():
     from triton import knobs
@@ -134,15 +143,18 @@ def missing(name):
             return "built, but no CUDA device was found"
         importlib.import_module("kernelzoo._cpu" if name == "cpp" else "numba")
     except ImportError as error:
-        return _why_not_built(name) or f"cannot be imported: {error}"
+        recorded = _native_record(name)
+        if recorded.startswith("not built"):
+            return recorded
+        return f"cannot be imported: {error}" + (f" (it was {recorded})" if recorded else "")
     return None
 
 
-def _why_not_built(name):
-    """What setup.py wrote of a native module that it did not build, or None."""
+def _native_record(name):
+    """What setup.py wrote of a native module, or "": "built with ...", "not built: ..."."""
     record = importlib.resources.files("kernelzoo") / "_native.json"
     module = {"cpp": "_cpu", "cuda": "_cuda"}.get(name)
-    return json.loads(record.read_text()).get(module) if record.is_file() else None
+    return json.loads(record.read_text()).get(module, "") if record.is_file() else ""
 
 
 def _devices(name):
@@ -176,13 +188,15 @@ def automatic(module, device_type, dtype):
     return None
 
 
-def choose(op, args):
-    """(backend, reason) of a call of a KernelFunction: the user's demand, or what `op.rule` says."""
-    tensor = args[0]
+def choose(op, tensors, args):
+    """(backend, reason) of a call of a KernelFunction: the user's demand, or what `op.rule(*args)` says."""
+    tensor = tensors[0]
     if state.chosen == "torch":
         return "torch", "asked for"
-    if tensor.numel() == 0:
+    if any(below(t.numel(), 1) for t in tensors):
         return "torch", "nothing to compute: a tensor is empty"
+    if any(t.dtype != tensor.dtype for t in tensors):  # autocast casts neither float64 nor integers
+        return "torch", "dtypes differ"
     if state.chosen != "auto":
         if reason := cannot_serve(state.chosen, op.module, tensor.device.type, tensor.dtype):
             raise BackendUnavailable(

@@ -4,8 +4,6 @@ Double backward differentiates the formula; torch.func transforms, forward-mode 
 it; autocast casts as torch does for the mirrored name; the backend is chosen here and kept for the backward.
 """
 
-from typing import ClassVar
-
 import torch
 from torch.autograd import forward_ad
 from torch.nn import Parameter
@@ -15,13 +13,10 @@ from . import choice
 _PLAIN = (torch.Tensor, Parameter)
 
 
-def below(size, limit):
-    """size < limit, for the rules of "auto"; in a compiled graph only where no guard on the size is needed."""
-    if torch.compiler.is_compiling():
-        from torch.fx.experimental.symbolic_shapes import statically_known_true
-
-        return statically_known_true(size < limit)
-    return size < limit
+def autocast_dtype(t):
+    """torch.autocast's dtype where it is on for t's device, else None."""
+    device = t.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 class _NoGrad:
@@ -42,14 +37,14 @@ class KernelFunction:
     - `rule(*args)`: why "auto" takes torch's own call for these arguments, or None where a kernel is taken;
     - `forward(ctx, *args, backend)`: saves for the backward and calls the forward op;
     - `backward(ctx, *grads)`: the gradients of the leading tensor arguments, by the backward op;
-    - `inputs(ctx)`: the formula's arguments again, from `ctx` (for the double backward);
-    - `autocast`: device type -> torch.dtype or "lower" (autocast's own dtype) that floating arguments get.
+    - `inputs(ctx)`: the formula's arguments again, from `ctx`, for the double backward; or, where not all of
+      them are saved, `_by_formula(ctx, *grads)`: the backward as a differentiable function;
+    - `autocast(*args)`: the dtype that floating arguments get under torch.autocast, or None.
 
     and is called by `call(*args)`, tensors first.
     """
 
     module: str
-    autocast: ClassVar[dict] = {}
 
     def __init_subclass__(cls):
         members = {"forward": staticmethod(cls.forward), "backward": staticmethod(_with_double_backward(cls))}
@@ -59,18 +54,28 @@ class KernelFunction:
     def label(cls, *args):
         return cls.module
 
+    @staticmethod
+    def autocast(*args):
+        return None
+
     @classmethod
     def call(cls, *args):
-        tensors = [a for a in args if isinstance(a, torch.Tensor)]
         compiling = torch.compiler.is_compiling()
-        if not compiling and (reason := _needs_formula(tensors)):
-            cls._record("torch", reason, args, tensors)
-            return cls.formula(*args)
-        if cls.autocast:
-            args = cls._cast(args)
-        backend, reason = choice.choose(cls, args)
-        if not compiling:
-            cls._record(backend, reason, args, tensors)
+        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        reason = _transform() or (None if compiling else _foreign(tensors))
+        if reason is None:
+            to = cls.autocast(*args)
+            if to is not None:
+                args = tuple(a.to(to) if _castable(a) else a for a in args)
+                tensors = [a for a in args if isinstance(a, torch.Tensor)]
+            backend, reason = choice.choose(cls, tensors, args)
+        else:
+            backend = "torch"
+        if not compiling and choice.state.calls is not None:
+            shapes = tuple(() if t.is_nested else tuple(t.shape) for t in tensors)
+            choice.state.calls.append(
+                choice.Call(cls.label(*args), backend, reason, shapes, tensors[0].dtype)
+            )
         if backend == "torch":
             return cls.formula(*args)
         if compiling and choice.state.chosen == "auto":
@@ -78,23 +83,6 @@ class KernelFunction:
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             return cls._function.apply(*args, backend)
         return cls.forward(_NoGrad(), *args, backend)
-
-    @classmethod
-    def _cast(cls, args):
-        device = args[0].device.type
-        to = cls.autocast.get(device)
-        if to is None or not torch.is_autocast_enabled(device):
-            return args
-        to = torch.get_autocast_dtype(device) if to == "lower" else to
-        return tuple(a.to(to) if _castable(a) else a for a in args)
-
-    @classmethod
-    def _record(cls, backend, reason, args, tensors):
-        if choice.state.calls is not None:
-            shapes = tuple(tuple(t.shape) for t in tensors)
-            choice.state.calls.append(
-                choice.Call(cls.label(*args), backend, reason, shapes, tensors[0].dtype)
-            )
 
     @classmethod
     def _by_formula(cls, ctx, *grads):
@@ -135,13 +123,23 @@ def _fake_tensor():
     return FakeTensor
 
 
-def _needs_formula(tensors):
-    """Why kernels cannot see these tensors' values or tangents, or None."""
+def _transform():
+    """Which transform is active that an op without derivative rules is opaque to, or None."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "a torch.func transform is active"
     if forward_ad._current_level >= 0:
         return "forward-mode AD is active"
+    return None
+
+
+_transform._dynamo_marked_constant = True  # torch.compile asks it while it traces, with the transform on
+
+
+def _foreign(tensors):
+    """Why a kernel cannot read these tensors' memory, or None."""
     for t in tensors:
         if type(t) not in _PLAIN and not isinstance(t, _fake_tensor()):
             return f"{type(t).__name__} is a tensor subclass"
+        if t.layout is not torch.strided or t.is_nested:
+            return f"its layout is {'nested' if t.is_nested else t.layout}"
     return None

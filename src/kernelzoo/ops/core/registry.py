@@ -37,7 +37,8 @@ def define(schema, module, fake, prepare=None):
                 raise choice.BackendUnavailable(f"{name}: no kernel for {args[0].dtype} on {args[0].device}")
         if prepare:
             args = prepare(*args)
-        return launcher(backend, module, name)(*args)
+        with torch._C._AutoDispatchBelowAutograd():  # a graph that was exported may run in grad mode
+            return launcher(backend, module, name)(*args)
 
     tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
     _library.define(f"{head}, str backend) ->{returns}", tags=tags)
