@@ -185,9 +185,11 @@ def gelu_tanh(x, FAST: tl.constexpr):
 @triton.jit
 def gelu_tanh_grad(dy, x, FAST: tl.constexpr):
     u2 = 1.59576912160573071176 * (x + 0.044715 * (x * x * x))
-    s = sigmoid(u2, FAST)
+    e = exp(-tl.abs(u2), FAST)
+    r = 1.0 / (1.0 + e)
+    s = tl.where(u2 < 0.0, e * r, r)
     du2 = 1.59576912160573071176 * (1.0 + 3.0 * 0.044715 * (x * x))
-    return dy * (s + x * (s * (1.0 - s)) * du2)
+    return dy * (s + x * (e * r * r) * du2)  # e r^2 = s (1 - s) without the cancellation in 1 - s
 
 
 @triton.jit

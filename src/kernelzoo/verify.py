@@ -19,7 +19,8 @@ from .ops.core import BackendUnavailable, backend, backends
 from .ops.core.choice import KERNELS
 
 FLOOR_EPS = 4
-FLOOR_EPS_FP64 = 64  # there the oracle has the same rounding errors as what it judges
+# In fp64 the oracle is torch's own result and errs itself: log_softmax over 70001 is 72 eps from long double.
+FLOOR_EPS_FP64 = 128
 # Not float64, which a formula in fp64 cannot judge: finite differences (gradcheck) prove those kernels.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

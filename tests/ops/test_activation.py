@@ -171,7 +171,7 @@ def test_parameters_that_no_dtype_holds(act, backend, dtype):
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
-        (lambda x: F.softshrink(x, -0.5), ValueError, "softshrink: lambda must be greater or equal to 0"),
+        (lambda x: F.softshrink(x, -0.5), RuntimeError, "lambda must be"),
         (
             lambda x: F.hardtanh(x, 2, 1),
             ValueError,

@@ -8,7 +8,7 @@ import operator
 import torch
 from torch.nn import functional as T
 
-from .core import ArgumentTypeError, KernelFunction, autocast_dtype, below, define
+from .core import FRESH, ArgumentTypeError, KernelFunction, autocast_dtype, below, define
 
 aten = torch.ops.aten
 
@@ -24,10 +24,6 @@ softmax_bwd = define(
     fake=lambda dy, y, log: torch.empty_like(y, memory_format=torch.contiguous_format),
     prepare=lambda dy, y, log: (dy.contiguous(), y.contiguous(), log),
 )
-
-
-# "auto" on a CPU: below this a call's fixed cost outweighs what the kernel saves, forward and backward together.
-SMALL = 1 << 16
 
 
 class SoftmaxFunction(KernelFunction):
@@ -49,8 +45,14 @@ class SoftmaxFunction(KernelFunction):
 
     @staticmethod
     def rule(x, dim, log):
-        if x.device.type == "cpu" and below(x.numel(), SMALL):
-            return f"fewer than {SMALL} elements on a CPU"
+        """On 2 CPU cores a softmax in kept memory runs at 0.6 of torch's speed at 2^20, 1.2 to 1.7 in fresh memory;
+        over another dimension than the last, in 16 bits, at 0.7."""
+        if x.device.type != "cpu":
+            return None
+        if below(x.numel() * x.dtype.itemsize, FRESH):
+            return f"less than {FRESH >> 20} MiB on a CPU"
+        if x.dtype.itemsize == 2 and dim % x.dim() != x.dim() - 1:
+            return "16 bits over another dimension than the last on a CPU"
         return None
 
     @staticmethod
@@ -120,7 +122,7 @@ def _softmax(name, torch_function, input, dim, _stacklevel, dtype, log):
             f"input has shape {tuple(input.shape)}"
         )
     if dtype is not None:
-        if autocast_dtype(input) is not None:  # which dtype outranks
+        if autocast_dtype(input) is not None or input.is_complex():  # dtype outranks autocast
             return torch_function(input, dim, _stacklevel + 2, dtype)
         input = input.to(dtype)
     return SoftmaxFunction.call(input, dim, log)

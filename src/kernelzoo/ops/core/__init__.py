@@ -1,11 +1,12 @@
 """What every op shares: the choice of a backend, the torch ops, the base Function, argument checks."""
 
 from .checks import ArgumentError, ArgumentTypeError
-from .choice import BackendUnavailable, Call, Status, backend, backends, below, trace
+from .choice import FRESH, BackendUnavailable, Call, Status, backend, backends, below, trace
 from .function import KernelFunction, autocast_dtype
 from .registry import define
 
 __all__ = [
+    "FRESH",
     "ArgumentError",
     "ArgumentTypeError",
     "BackendUnavailable",

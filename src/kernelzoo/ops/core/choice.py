@@ -17,6 +17,10 @@ ORDER = {"cpu": ("cpp", "numba"), "cuda": ("triton", "cuda")}  # the order in wh
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
+# Bytes from which glibc takes every allocation fresh from the system: its dynamic mmap threshold goes no higher.
+FRESH = 32 << 20
+
+
 class BackendUnavailable(RuntimeError):
     """An explicitly chosen backend cannot serve this call; the message says why."""
 
