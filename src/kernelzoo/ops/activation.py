@@ -144,7 +144,7 @@ def parse(function, act):
     if torch.compiler.is_compiling():  # which traces through a cache, with a warning
         return _parse(function, act)
     try:
-        if not isinstance(act, str | None):
+        if act is not None and type(act) is not str:
             name, *params = act
             params = [p if isinstance(p, int | float | str) else float(p) for p in params]
             act = (name, *params)
@@ -228,7 +228,7 @@ class ActivationFunction(KernelFunction):
             return None
         fresh = FRESH // x.dtype.itemsize
         least = min(COSTLY.get(act.name, fresh), fresh)
-        return f"{act.name} of fewer than {least} elements on a CPU" if below(x.numel(), least) else None
+        return "few elements for its cost on a CPU" if below(x.numel(), least) else None
 
     @staticmethod
     def forward(ctx, x, act, backend):

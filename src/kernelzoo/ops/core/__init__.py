@@ -1,7 +1,7 @@
 """What every op shares: the choice of a backend, the torch ops, the base Function, argument checks."""
 
 from .checks import ArgumentError, ArgumentTypeError
-from .choice import FRESH, BackendUnavailable, Call, Status, backend, backends, below, trace
+from .choice import FRESH, BackendUnavailable, Call, Status, backend, backends, below, has_amx, trace
 from .function import KernelFunction, autocast_dtype
 from .registry import define
 
@@ -18,5 +18,6 @@ __all__ = [
     "backends",
     "below",
     "define",
+    "has_amx",
     "trace",
 ]

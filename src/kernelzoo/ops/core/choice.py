@@ -192,24 +192,31 @@ def automatic(module, device_type, dtype):
     return None
 
 
+@_fixed
+def has_amx():
+    """Whether this CPU multiplies bfloat16 matrices in hardware tiles."""
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(supported and supported())
+
+
 def choose(op, tensors, args):
     """(backend, reason) of a call of a KernelFunction: the user's demand, or what `op.rule(*args)` says."""
-    tensor = tensors[0]
-    if state.chosen == "torch":
+    chosen = state.chosen
+    if chosen == "auto" and (reason := op.rule(*args)):  # first, as the calls that count are small ones
+        return "torch", reason
+    if chosen == "torch":
         return "torch", "asked for"
-    if any(below(t.numel(), 1) for t in tensors):
-        return "torch", "nothing to compute: a tensor is empty"
-    if any(t.dtype != tensor.dtype for t in tensors):  # autocast casts neither float64 nor integers
-        return "torch", "dtypes differ"
-    if state.chosen != "auto":
-        if reason := cannot_serve(state.chosen, op.module, tensor.device.type, tensor.dtype):
-            raise BackendUnavailable(
-                f"{op.label(*args)}: backend {state.chosen!r} was asked for, but {reason}"
-            )
-        return state.chosen, "asked for"
+    tensor = tensors[0]
+    for t in tensors:
+        if below(t.numel(), 1):
+            return "torch", "nothing to compute: a tensor is empty"
+        if t.dtype != tensor.dtype:  # autocast casts neither float64 nor integers
+            return "torch", "dtypes differ"
+    if chosen != "auto":
+        if reason := cannot_serve(chosen, op.module, tensor.device.type, tensor.dtype):
+            raise BackendUnavailable(f"{op.label(*args)}: backend {chosen!r} was asked for, but {reason}")
+        return chosen, "asked for"
     name = automatic(op.module, tensor.device.type, tensor.dtype)
     if name is None:
         return "torch", f"no kernel for {tensor.dtype} on {tensor.device.type}"
-    if reason := op.rule(*args):
-        return "torch", reason
     return name, f"first of {', '.join(ORDER[tensor.device.type])} that is here"
