@@ -58,7 +58,7 @@ class LinearAct(KernelFunction):
             return "a bare product is torch's own"
         if x.device.type != "cpu":
             return None
-        if below(x.numel() * weight.size(0), SMALL * x.size(-1)):
+        if below(x.numel() * weight.size(0), SMALL * weight.size(1)):
             return "few outputs on a CPU"
         if x.dtype == torch.bfloat16 and not has_amx():
             return "bfloat16 on a CPU without AMX"

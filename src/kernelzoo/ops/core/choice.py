@@ -202,8 +202,6 @@ def has_amx():
 def choose(op, tensors, args):
     """(backend, reason) of a call of a KernelFunction: the user's demand, or what `op.rule(*args)` says."""
     chosen = state.chosen
-    if chosen == "auto" and (reason := op.rule(*args)):  # first, as the calls that count are small ones
-        return "torch", reason
     if chosen == "torch":
         return "torch", "asked for"
     tensor = tensors[0]
@@ -216,6 +214,8 @@ def choose(op, tensors, args):
         if reason := cannot_serve(chosen, op.module, tensor.device.type, tensor.dtype):
             raise BackendUnavailable(f"{op.label(*args)}: backend {chosen!r} was asked for, but {reason}")
         return chosen, "asked for"
+    if reason := op.rule(*args):
+        return "torch", reason
     name = automatic(op.module, tensor.device.type, tensor.dtype)
     if name is None:
         return "torch", f"no kernel for {tensor.dtype} on {tensor.device.type}"

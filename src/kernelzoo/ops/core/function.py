@@ -6,11 +6,9 @@ it; autocast casts as torch does for the mirrored name; the backend is chosen he
 
 import torch
 from torch.autograd import forward_ad
-from torch.nn import Parameter
 
 from . import choice
-
-_PLAIN = (torch.Tensor, Parameter)
+from .registry import PLAIN
 
 
 def autocast_dtype(t):
@@ -62,6 +60,9 @@ class KernelFunction:
 
     @classmethod
     def call(cls, *args):
+        state = choice.state
+        if state.chosen == "auto" and state.calls is None and cls.rule(*args):
+            return cls.formula(*args)  # a small call ends here, whatever else is true of it
         compiling = torch.compiler.is_compiling()
         tensors = [a for a in args if isinstance(a, torch.Tensor)]
         reason = _transform() or (None if compiling else _foreign(tensors))
@@ -73,14 +74,12 @@ class KernelFunction:
             backend, reason = choice.choose(cls, tensors, args)
         else:
             backend = "torch"
-        if not compiling and choice.state.calls is not None:
+        if not compiling and state.calls is not None:
             shapes = tuple(() if t.is_nested else tuple(t.shape) for t in tensors)
-            choice.state.calls.append(
-                choice.Call(cls.label(*args), backend, reason, shapes, tensors[0].dtype)
-            )
+            state.calls.append(choice.Call(cls.label(*args), backend, reason, shapes, tensors[0].dtype))
         if backend == "torch":
             return cls.formula(*args)
-        if compiling and choice.state.chosen == "auto":
+        if compiling and state.chosen == "auto":
             backend = "auto"
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             return cls._function.apply(*args, backend)
@@ -140,7 +139,7 @@ _transform._dynamo_marked_constant = True  # torch.compile asks it while it trac
 def _foreign(tensors):
     """Why a kernel cannot read these tensors' memory, or None."""
     for t in tensors:
-        if type(t) not in _PLAIN and not isinstance(t, _fake_tensor()):
+        if type(t) not in PLAIN and not isinstance(t, _fake_tensor()):
             return f"{type(t).__name__} is a tensor subclass"
         if t.layout is not torch.strided or t.is_nested:
             return f"its layout is {'nested' if t.is_nested else t.layout}"

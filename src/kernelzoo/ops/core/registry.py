@@ -10,6 +10,8 @@ import torch
 
 from . import choice
 
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
 _library = torch.library.Library("kernelzoo", "DEF")
 
 
@@ -19,7 +21,8 @@ def launcher(backend, module, name):
 
 
 def define(schema, module, fake, prepare=None):
-    """Define `kernelzoo::<name>` and return its overload.
+    """Define `kernelzoo::<name>` and return what calls it: the launcher itself where nothing but the eager
+    computation is watching, the torch op (6 us more) where a compiler, a mode or a fake tensor is.
 
     schema: the launcher's signature without the last argument, `str backend`, which is added here: the name
     of a kernel backend, or "auto", which is decided when the op runs (a compiled or exported graph stays
@@ -44,4 +47,15 @@ def define(schema, module, fake, prepare=None):
     _library.define(f"{head}, str backend) ->{returns}", tags=tags)
     _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"kernelzoo::{name}", lambda *args: fake(*args[:-1]), lib=_library)
-    return getattr(torch.ops.kernelzoo, name).default
+    op = getattr(torch.ops.kernelzoo, name).default
+
+    def call(*args):
+        if (
+            torch.compiler.is_compiling()
+            or torch._C._len_torch_dispatch_stack()
+            or type(args[0]) not in PLAIN
+        ):
+            return op(*args)
+        return run(*args)
+
+    return call
