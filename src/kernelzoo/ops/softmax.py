@@ -122,7 +122,7 @@ def _softmax(name, torch_function, input, dim, _stacklevel, dtype, log):
             f"input has shape {tuple(input.shape)}"
         )
     if dtype is not None:
-        if autocast_dtype(input) is not None or input.is_complex():  # dtype outranks autocast
+        if autocast_dtype(input) is not None:  # which dtype outranks
             return torch_function(input, dim, _stacklevel + 2, dtype)
         input = input.to(dtype)
     return SoftmaxFunction.call(input, dim, log)
