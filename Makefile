@@ -6,6 +6,7 @@ JOBS ?= 2
 RUN := .venv/bin/python
 READY := .venv/.ready
 NATIVE := pyproject.toml constraints.txt setup.py $(shell find csrc -type f)
+CPU_KERNELS := $(RUN) -c "import kernelzoo as kz; print('cpp' if kz.backends()['cpp'].available else 'numba')"
 BENCH := $(if $(OPS),--ops=$(OPS)) $(if $(OUT),--out=$(OUT))
 
 .PHONY: demo test test-all bench lint gpu-test gpu-bench
@@ -17,7 +18,7 @@ $(READY): $(NATIVE)
 	touch $@
 
 demo: $(READY)
-	$(RUN) -m kernelzoo train mlp --data digits --compare torch --out runs/demo --overwrite
+	$(RUN) -m kernelzoo train mlp --data digits --compare torch --out runs/demo --overwrite --backend $(or $(BACKEND),$$($(CPU_KERNELS)))
 	$(RUN) -m kernelzoo verify linear
 
 test: $(READY)

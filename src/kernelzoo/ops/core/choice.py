@@ -214,9 +214,9 @@ def choose(op, tensors, args):
         if reason := cannot_serve(chosen, op.module, tensor.device.type, tensor.dtype):
             raise BackendUnavailable(f"{op.label(*args)}: backend {chosen!r} was asked for, but {reason}")
         return chosen, "asked for"
-    if reason := op.rule(*args):
-        return "torch", reason
     name = automatic(op.module, tensor.device.type, tensor.dtype)
     if name is None:
         return "torch", f"no kernel for {tensor.dtype} on {tensor.device.type}"
+    if reason := op.rule(*args):
+        return "torch", reason
     return name, f"first of {', '.join(ORDER[tensor.device.type])} that is here"
