@@ -180,7 +180,9 @@ def main(arguments=None):
     path = os.pathsep.join(filter(None, (str(SITE), str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     if given.what == "bench":
-        environment.setdefault("KERNELZOO_BACKEND", "triton")  # "auto" takes torch's call until this has been seen
+        environment.setdefault(
+            "KERNELZOO_BACKEND", "triton"
+        )  # "auto" takes torch's call until this has been seen
         left = until - time.time() - CLOSING
         command = [sys.executable, "bench/run.py", f"--out={out}", f"--limit={left - 60}"]
         return limited(command + ([f"--ops={given.ops}"] if given.ops else []), environment, until)
