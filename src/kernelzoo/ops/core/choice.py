@@ -144,7 +144,7 @@ def missing(name):
             importlib.import_module("kernelzoo._cuda")
             if torch.cuda.is_available() and torch.version.cuda:
                 return None
-            return "built, but no CUDA device was found"
+            return "no CUDA device was found (the module is built)"
         importlib.import_module("kernelzoo._cpu" if name == "cpp" else "numba")
     except ImportError as error:
         recorded = _native_record(name)
