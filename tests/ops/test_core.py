@@ -1,5 +1,6 @@
 """What every op shares: the choice of a backend, traces, autocast, subclasses, recompilation."""
 
+import os
 import subprocess
 import sys
 
@@ -80,15 +81,9 @@ def test_environment_variable(value, prints):
         "with kz.trace() as calls: F.relu(torch.zeros(2))\n"
         "print(calls[0].backend)"
     )
-    done = subprocess.run([sys.executable, "-c", code], env={**_environment(), "KERNELZOO_BACKEND": value},
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "KERNELZOO_BACKEND": value},
                           capture_output=True, text=True)  # fmt: skip
     assert prints in done.stdout + done.stderr
-
-
-def _environment():
-    import os
-
-    return dict(os.environ)
 
 
 def test_import_asks_for_little():
@@ -201,6 +196,7 @@ def test_opcheck():
         (ops.linear_act_fwd, (x.mT.contiguous().mT, w, None, "relu", 0.0, 0.0, False)),
         (ops.linear_act_bwd, (dy, x, w, z, "gelu", 0.0, 0.0, True, True, True)),
         (ops.linear_act_bwd, (dy, x, w, None, "none", 0.0, 0.0, False, True, False)),
+        (ops.linear_act_bwd, (dy, x, w.mT.contiguous().mT, z, "silu", 0.0, 0.0, True, True, False)),
         (ops.act_fwd, (x, "elu", 1.0, 0.0)),
         (ops.act_fwd, (x.mT, "elu", 1.0, 0.0)),
         (ops.act_bwd, (dy, z, "silu", 0.0, 0.0)),

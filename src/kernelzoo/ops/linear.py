@@ -117,7 +117,8 @@ def linear(input, weight, bias=None, *, act=None):
         y, of shape (*, out_features), in the arguments' common dtype (autocast's under torch.autocast).
 
     float64, float32, bfloat16 and float16 run on kernels; every other dtype and layout runs the formula.
-    The sum, the bias and f are computed in float32 (float64 for float64) and rounded once.
+    The sum, the bias and f are computed in float32 (float64 for float64); in 16 bits on a CPU, and by the CUDA C++
+    kernels, z is rounded before f as in torch.
 
     Saved for the backward: x, W, b, and y where f' can be had from it (relu, relu6, leaky_relu with a
     positive slope, hardtanh, sigmoid, tanh), else z = x Wᵀ + b, and that only when a gradient can be asked for.
@@ -130,7 +131,7 @@ def linear(input, weight, bias=None, *, act=None):
     if not _fits(input, weight, bias):
         _explain(input, weight, bias)
         return LinearAct.formula(input, weight, bias, act)
-    if act.name == "softplus" and act.autocast(input) is not None:  # which is float32 under torch's autocast
+    if act.autocast(input) is not None:  # softplus, which is float32 under torch's autocast
         return LinearAct.formula(input, weight, bias, act)
     return LinearAct.call(input, weight, bias, act)
 
