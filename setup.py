@@ -34,6 +34,7 @@ JOBS = max(1, int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1))
 
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xfatbin", "-compress-all"]
+CPU_ISAS = ("plain", "avx2", "avx512")  # a file in csrc/cpu/isa is compiled once for each
 # sm_90a: plain sm_90 has no wgmma. The newest also ships PTX, for chips that come after it.
 CUDA_ARCHS = {
     "sm_80": "-gencode=arch=compute_80,code=sm_80",
@@ -144,8 +145,13 @@ def build_cpu(target: Path) -> str:
     cxx, includes = find_cxx(), python_includes()
     omp = openmp(cxx)
     flags = [*CXX_FLAGS, *omp, *includes]
+    jobs = [(cxx, flags, source) for source in sources] + [
+        (cxx, [*flags, f"-DKERNELZOO_ISA={isa}", f"-DKERNELZOO_ISA_{isa}"], source)
+        for source in sorted((ROOT / "csrc" / "cpu" / "isa").glob("*.cpp"))
+        for isa in CPU_ISAS
+    ]
     with ThreadPoolExecutor(JOBS) as pool:
-        objects = list(pool.map(lambda source: compile_object(cxx, flags, source), sources))
+        objects = list(pool.map(lambda job: compile_object(*job), jobs))
     link([cxx, *SHARED, *omp], objects, target)
     return f"built with {version(cxx)}, {'OpenMP' if omp else 'no OpenMP: one thread'}"
 

@@ -31,7 +31,8 @@ def need(backend):
 
 @dataclass(frozen=True)
 class Case:
-    """make(generator) -> (tensors, options): fp64 CPU tensors (or None), which the harness casts and moves.
+    """make(generator) -> (tensors, options): fp64 CPU tensors (or None), which the harness casts and moves;
+    tensors of whole numbers or bool keep their dtype and get no gradient.
 
     large: too slow for an interpreter.
     """
@@ -67,8 +68,15 @@ def _same(a, b):
     return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
+def _results(y):
+    return y if isinstance(y, tuple) else (y,)
+
+
 class OpSuite:
-    """Subclass as `class TestOp(OpSuite)` with `call`, `reference`, `cases`; conftest.py spreads the tests."""
+    """Subclass as `class TestOp(OpSuite)` with `call`, `reference`, `cases`; conftest.py spreads the tests.
+
+    A function may return one tensor or a tuple of them.
+    """
 
     call: Callable  # call(*tensors, **options): the public function
     reference: Callable  # the same in plain torch
@@ -103,11 +111,14 @@ class OpSuite:
         tensors, options = case.make(generator)
         if jitter:
             tensors = [
-                None if t is None else t + jitter * torch.randn(t.shape, generator=generator, dtype=t.dtype)
+                t + jitter * torch.randn(t.shape, generator=generator, dtype=t.dtype) if _floating(t) else t
                 for t in tensors
             ]
         place = LAYOUTS[layout]
-        tensors = [None if t is None else place(t.to(dtype).to(device)).detach() for t in tensors]
+        tensors = [
+            place(t.to(dtype).to(device)).detach() if _floating(t) else None if t is None else t.to(device)
+            for t in tensors
+        ]
         for t in tensors:
             if t is not None and t.is_floating_point():
                 t.requires_grad_(requires_grad)
@@ -115,8 +126,8 @@ class OpSuite:
 
     def gradients(self, function, tensors, options, dy_of):
         wanted = [t for t in tensors if t is not None and t.requires_grad]
-        y = function(*tensors, **options)
-        return y, torch.autograd.grad(y, wanted, dy_of(y))
+        y = _results(function(*tensors, **options))
+        return y, torch.autograd.grad(y, wanted, [dy_of(one) for one in y])
 
     def dy(self, y, layout="contiguous"):
         g = torch.Generator().manual_seed(2)  # not the inputs' seed
@@ -138,13 +149,18 @@ class OpSuite:
         for t, old in zip(tensors, before, strict=True):
             assert t is None or _same(t.detach(), old), "an input was written to"
         theirs, their_grads = self.gradients(self.reference, tensors, options, dy_of)
-        exact = [None if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in tensors]
-        dy64 = dy_of(theirs).double()
-        oracle, oracle_grads = self.gradients(self.oracle or self.reference, exact, options, lambda _: dy64)
-        assert_as_good("forward", y, theirs, oracle)
+        exact = [t.detach().double().requires_grad_(t.requires_grad) if _floating(t) else t for t in tensors]
+        dy64 = iter([dy_of(one).double() for one in theirs])
+        oracle, oracle_grads = self.gradients(
+            self.oracle or self.reference, exact, options, lambda _: next(dy64)
+        )
+        assert len(y) == len(theirs) == len(oracle)
+        for i, one in enumerate(y):
+            assert_as_good(f"forward {i}", one, theirs[i], oracle[i])
         for i, grad in enumerate(grads):
             assert_as_good(f"gradient {i}", grad, their_grads[i], oracle_grads[i])
-        assert _same(y, y2), "two runs differ"
+        for a, b in zip(y, y2, strict=True):
+            assert _same(a, b), "two runs differ"
         for a, b in zip(grads, grads2, strict=True):
             assert _same(a, b), "two backward runs differ"
 
@@ -170,19 +186,20 @@ class OpSuite:
         """Each gradient alone, the other inputs frozen."""
         need(backend)
         for keep, tensor in enumerate(case.make(torch.Generator())[0]):
-            if tensor is not None:
+            if _floating(tensor):
                 self.compare(case, backend, torch.float32, "contiguous", keep=keep)
 
     def test_no_grad(self, case, backend):
         need(backend)
         tensors, options = self.build(case, torch.float32, device_of(backend))
         with kz.backend(backend):
-            y = self.call(*tensors, **options)
+            results = _results(self.call(*tensors, **options))
             with torch.no_grad():
-                plain = self.call(*tensors, **options)
-        assert y.requires_grad
-        assert not plain.requires_grad
-        assert _same(y.detach(), plain)
+                plain = _results(self.call(*tensors, **options))
+        for a, b in zip(results, plain, strict=True):
+            assert a.requires_grad
+            assert not b.requires_grad
+            assert _same(a.detach(), b)
 
     def test_gradcheck(self, case, backend):
         need(backend)
@@ -206,7 +223,7 @@ class OpSuite:
         backend = here()
         tensors, options = self.build(case, torch.float64, device_of(backend), requires_grad=False)
         primals = _given(tensors)
-        ours, theirs = (_positional(f, tensors, options) for f in (self.call, self.reference))
+        ours, theirs = (_positional(f, tensors, options, first=True) for f in (self.call, self.reference))
         batch = tuple(torch.stack([t, 2 * t, -t]) for t in primals)
         with kz.backend(backend):
             for transform in (
@@ -223,11 +240,11 @@ class OpSuite:
         function = _positional(self.call, tensors, options)
         given = _given(tensors)
         with kz.backend(backend), compiled_quietly():
-            eager = function(*given)
-            dy = self.dy(eager)
+            eager = _results(function(*given))
+            dy = [self.dy(one) for one in eager]
             compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-            torch.testing.assert_close(compiled(*given), eager)
-            got = torch.autograd.grad(compiled(*given), given, dy)
+            torch.testing.assert_close(_results(compiled(*given)), eager)
+            got = torch.autograd.grad(_results(compiled(*given)), given, dy)
             torch.testing.assert_close(got, torch.autograd.grad(eager, given, dy))
 
             class Module(torch.nn.Module):
@@ -237,7 +254,8 @@ class OpSuite:
             with torch.no_grad():
                 detached = tuple(t.detach() for t in given)
                 program = torch.export.export(Module(), detached)
-                torch.testing.assert_close(program.module()(*detached), eager.detach())
+                exported = _results(program.module()(*detached))
+                torch.testing.assert_close(exported, tuple(one.detach() for one in eager))
             assert any("kernelzoo" in str(node.target) for node in program.graph.nodes), (
                 "the op is not in the graph"
             )
@@ -258,16 +276,21 @@ def compiled_quietly():
     torch._dynamo.reset()
 
 
+def _floating(t):
+    return t is not None and t.is_floating_point()
+
+
 def _given(tensors):
-    return tuple(t for t in tensors if t is not None)
+    return tuple(t for t in tensors if _floating(t))
 
 
-def _positional(function, tensors, options):
-    """function of the tensors that are there, the absent ones put in as None."""
+def _positional(function, tensors, options, first=False):
+    """function of the floating tensors alone, the others put in at their places; first: only its first result."""
 
     def call(*given):
         given = iter(given)
-        return function(*(None if t is None else next(given) for t in tensors), **options)
+        y = function(*(next(given) if _floating(t) else t for t in tensors), **options)
+        return _results(y)[0] if first else y
 
     return call
 

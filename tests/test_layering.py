@@ -30,7 +30,7 @@ STANDARD = {
 MAY = {
     "ops": {"ops"},
     "functional": {"ops"},
-    "nn": {"ops"},
+    "nn": {"ops", "functional"},
     "optim": {"ops"},
     "zoo": {"ops", "functional", "nn"},
     "data": set(),

@@ -8,46 +8,8 @@
 namespace kernelzoo {
 namespace {
 
-struct Isa {
-  const char* name;
-  bool here;
-  const Kernels* tables;
-};
-
-const std::vector<Isa>& isas() {
-  static const std::vector<Isa> list = {
-#if KERNELZOO_X86
-      // every processor with avx2 and fma has f16c
-      {"avx512",
-       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"),
-       kernels_avx512()},
-      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), kernels_avx2()},
-#endif
-      {"plain", true, kernels_plain()},
-  };
-  return list;
-}
-
-const Isa*& chosen() {
-  static const Isa* isa = &*std::find_if(isas().begin(), isas().end(), [](const Isa& i) { return i.here; });
-  return isa;
-}
-
-// Elements below which a second thread costs more than it saves (a parallel region takes about 2 us).
-constexpr int64_t SERIAL = 16384;
 // Elements an elementwise task takes: whole blocks.
 constexpr int64_t SPAN = 16 * BLOCK;
-
-constexpr int64_t ITEM[DTYPES] = {8, 4, 2, 2};
-
-const void* at(const void* p, int dtype, int64_t i) {
-  return p ? static_cast<const char*>(p) + i * ITEM[dtype] : nullptr;
-}
-void* at(void* p, int dtype, int64_t i) { return p ? static_cast<char*>(p) + i * ITEM[dtype] : nullptr; }
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // How a contiguous (M, N) is cut into pieces of at most BLOCK elements: several whole rows, or part of one.
 struct Cut {
@@ -172,12 +134,10 @@ void for_short_rows(int64_t outer, int64_t n, int threads, F f) {
   for (int64_t b = 0; b < blocks; ++b) f(b * SHORT_ROWS * n, std::min(SHORT_ROWS, outer - b * SHORT_ROWS));
 }
 
-const Kernels& kernels(int dtype) { return chosen()->tables[dtype]; }
-
 // torch compares hardshrink's input, and in the backward softshrink's, with lambd in the tensor's dtype.
 double bound(int dtype, int act, bool backward, double p0) {
   if (dtype == F64 || !(act == ACT_hardshrink || (backward && act == ACT_softshrink))) return p0;
-  const Kernels& k = kernels(dtype);
+  const Kernels& k = base(dtype);
   float value = static_cast<float>(p0), stored;
   k.store(&value, &stored, 1);
   k.load(&stored, &value, 1);
@@ -186,19 +146,8 @@ double bound(int dtype, int act, bool backward, double p0) {
 
 }  // namespace
 
-const char* isa() { return chosen()->name; }
-
-bool set_isa(const char* name) {
-  for (const Isa& isa : isas())
-    if (isa.here && !std::strcmp(isa.name, name)) {
-      chosen() = &isa;
-      return true;
-    }
-  return false;
-}
-
 void act_fwd(int dtype, int act, const void* x, void* y, int64_t n, double p0, double p1, int threads) {
-  const Kernels& k = kernels(dtype);
+  const Kernels& k = base(dtype);
   p0 = bound(dtype, act, false, p0);
   const int64_t spans = ceil_div(n, SPAN);
 #pragma omp parallel for num_threads(threads) if (n > SERIAL)
@@ -210,7 +159,7 @@ void act_fwd(int dtype, int act, const void* x, void* y, int64_t n, double p0, d
 
 void act_bwd(int dtype, int act, const void* dy, const void* saved, void* dx, int64_t n, double p0, double p1,
              int threads) {
-  const Kernels& k = kernels(dtype);
+  const Kernels& k = base(dtype);
   p0 = bound(dtype, act, true, p0);
   const int64_t spans = ceil_div(n, SPAN);
 #pragma omp parallel for num_threads(threads) if (n > SERIAL)
@@ -225,7 +174,7 @@ void bias_act(int dtype, int act, void* z, const void* bias, void* y, int64_t M,
   if (M == 0 || N == 0) return;
   const auto rows = dtype == F64 ? bias_act_rows<double> : bias_act_rows<float>;
   p0 = bound(dtype, act, false, p0);
-  rows(kernels(dtype), dtype, act, z, bias, y, M, N, save_z, p0, p1, threads);
+  rows(base(dtype), dtype, act, z, bias, y, M, N, save_z, p0, p1, threads);
 }
 
 void linear_bwd(int dtype, int act, const void* dy, int64_t stride_dym, const void* saved, void* dz, void* db,
@@ -235,11 +184,11 @@ void linear_bwd(int dtype, int act, const void* dy, int64_t stride_dym, const vo
     return;
   }
   p0 = bound(dtype, act, true, p0);
-  linear_bwd_rows(kernels(dtype), dtype, act, dy, stride_dym, saved, dz, db, M, N, p0, p1, threads);
+  linear_bwd_rows(base(dtype), dtype, act, dy, stride_dym, saved, dz, db, M, N, p0, p1, threads);
 }
 
 void softmax_fwd(int dtype, const void* x, void* y, int64_t outer, int64_t n, int64_t inner, bool log, int threads) {
-  const Kernels& k = kernels(dtype);
+  const Kernels& k = base(dtype);
   if (inner > 1) {
     for_tiles(outer, n, inner, threads, [&](int64_t i, int64_t columns) {
       k.tile_fwd(at(x, dtype, i), at(y, dtype, i), n, inner, columns, log);
@@ -274,7 +223,7 @@ void softmax_fwd(int dtype, const void* x, void* y, int64_t outer, int64_t n, in
 
 void softmax_bwd(int dtype, const void* dy, const void* y, void* dx, int64_t outer, int64_t n, int64_t inner,
                  bool log, int threads) {
-  const Kernels& k = kernels(dtype);
+  const Kernels& k = base(dtype);
   if (inner > 1) {
     for_tiles(outer, n, inner, threads, [&](int64_t i, int64_t columns) {
       k.tile_bwd(at(dy, dtype, i), at(y, dtype, i), at(dx, dtype, i), n, inner, columns, log);

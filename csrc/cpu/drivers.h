@@ -22,8 +22,4 @@ void softmax_fwd(int dtype, const void* x, void* y, int64_t outer, int64_t n, in
 void softmax_bwd(int dtype, const void* dy, const void* y, void* dx, int64_t outer, int64_t n, int64_t inner,
                  bool log, int threads);
 
-// "avx512", "avx2" or "plain": the best this processor has, until set_isa asks for less.
-const char* isa();
-bool set_isa(const char* name);
-
 }  // namespace kernelzoo

@@ -4,18 +4,7 @@
 // Pointers to S and T travel as void*, scalars as double (every float is one).
 #pragma once
 
-#include <cmath>
-#include <cstddef>
-#include <cstdint>
-#include <cstring>
-#include <limits>
-
-// `#pragma GCC target` is GCC's; other compilers and processors take the plain build.
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
-#define KERNELZOO_X86 1
-#else
-#define KERNELZOO_X86 0
-#endif
+#include "isa.h"
 
 #define KERNELZOO_ACTS(X)                                                                          \
   X(none) X(relu) X(relu6) X(leaky_relu) X(elu) X(selu) X(celu) X(gelu) X(gelu_tanh) X(silu)       \
@@ -23,8 +12,6 @@
   X(softplus) X(softsign) X(softshrink) X(hardshrink) X(threshold)
 
 namespace kernelzoo {
-
-enum Dtype { F64, F32, BF16, F16, DTYPES };
 
 enum Act {
 #define X(name) ACT_##name,
@@ -70,11 +57,6 @@ struct Kernels {
 // A row longer than this is summed piece by piece, so that threads can share it without changing the result.
 constexpr int64_t PIECE = 8192;
 
-// DTYPES tables each.
-const Kernels* kernels_plain();
-#if KERNELZOO_X86
-const Kernels* kernels_avx2();
-const Kernels* kernels_avx512();
-#endif
+KERNELZOO_TABLES(Kernels, base)
 
 }  // namespace kernelzoo

@@ -1,8 +1,10 @@
 """Every Triton kernel at every tile that a launcher can choose, compiled for six targets: no spills, shared
 memory within the chip's, and tensor cores, bulk copies and wide loads where they are meant to be."""
 
+import importlib
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 import threading
@@ -15,7 +17,7 @@ import torch
 from kernelzoo.kernels.triton import activation, linear, softmax
 from kernelzoo.kernels.triton.runtime import INTERPRETER
 
-from . import cases
+from . import cases, ops
 
 ROOT = Path(__file__).parents[2]
 
@@ -143,6 +145,35 @@ def test_elementwise(case, workers):
     _, n, inner = case.get("shape", (1, 4096, 1))
     if (n if inner == 1 else inner) % 16 == 0:
         assert result["load_16_bytes"], "no load takes 16 bytes"
+
+
+def op_modules():
+    return [importlib.import_module(f"tests.aot.ops.{m.name}") for m in pkgutil.iter_modules(ops.__path__)]
+
+
+def op_cases():
+    for module in op_modules():
+        for case in module.cases():
+            name = "-".join(str(v) for k, v in case.items() if k not in ("tensor_core", "wide", "default"))
+            yield pytest.param(case, id=name, marks=() if case.get("default") else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("case", list(op_cases()))
+def test_op(case, workers):
+    result = compile_or_fail(workers, case)
+    assert_fits(case, result)
+    used = [name for name in TENSOR_CORE if result[name]]
+    assert bool(used) == bool(case.get("tensor_core")), f"tensor-core instructions: {used}"
+    if case.get("wide"):
+        assert result["load_16_bytes"], "no load takes 16 bytes"
+
+
+@pytest.mark.parametrize("module", op_modules(), ids=lambda m: m.__name__.split(".")[-1])
+def test_every_kernel_of_an_op_has_cases(module):
+    kernels = importlib.import_module(f"kernelzoo.kernels.triton.{module.__name__.split('.')[-1]}")
+    names = {name for name in vars(kernels) if name.startswith("_") and name.endswith("_kernel")}
+    assert {case["kernel"] for case in module.cases()} == names
+    assert {case["kernel"] for case in module.cases() if case.get("default")} == names
 
 
 def test_every_kernel_is_compiled(workers):

@@ -2,6 +2,7 @@
 
 import torch.nn as _torch
 
+from .. import functional
 from .activation import (
     CELU,
     ELU,

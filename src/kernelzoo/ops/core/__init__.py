@@ -3,6 +3,7 @@
 from .checks import ArgumentError, ArgumentTypeError
 from .choice import FRESH, BackendUnavailable, Call, Status, backend, backends, below, has_amx, trace
 from .function import KernelFunction, autocast_dtype
+from .random import draw_seed
 from .registry import define
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "backends",
     "below",
     "define",
+    "draw_seed",
     "has_amx",
     "trace",
 ]

@@ -208,7 +208,9 @@ def choose(op, tensors, args):
     for t in tensors:
         if below(t.numel(), 1):
             return "torch", "nothing to compute: a tensor is empty"
-        if t.dtype != tensor.dtype:  # autocast casts neither float64 nor integers
+        if (
+            t.dtype != tensor.dtype and t.is_floating_point() and not op.mixed
+        ):  # autocast leaves float64 as it is
             return "torch", "dtypes differ"
     if chosen != "auto":
         if reason := cannot_serve(chosen, op.module, tensor.device.type, tensor.dtype):

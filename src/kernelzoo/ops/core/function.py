@@ -39,12 +39,15 @@ class KernelFunction:
     - `backward(ctx, *grads)`: the gradients of the leading tensor arguments, by the backward op;
     - `inputs(ctx)`: the formula's arguments again, from `ctx`, for the double backward; or, where not all of
       them are saved, `_by_formula(ctx, *grads)`: the backward as a differentiable function;
-    - `autocast(*args)`: the dtype that floating arguments get under torch.autocast, or None.
+    - `autocast(*args)`: the dtype that floating arguments get under torch.autocast, or None;
+    - `mixed = True` where its launchers take floating tensors of different dtypes,
 
-    and is called by `call(*args)`, tensors first.
+    and is called by `call(*args)`, tensors first, of which the first is floating and decides device and dtype.
+    An op with several results returns a tuple from `forward` and `formula`.
     """
 
     module: str
+    mixed = False
 
     def __init_subclass__(cls):
         members = {"forward": staticmethod(cls.forward), "backward": staticmethod(_with_double_backward(cls))}

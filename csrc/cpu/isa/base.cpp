@@ -1,40 +1,6 @@
-// The serial kernels. Included once per instruction set by kernels_<set>.cpp, which defines KERNELZOO_ISA, has
-// included every header before it switches the compiler's target, and so shares no inline function with the
-// others: nothing here may use a template or inline function of the standard library.
-
-namespace kernelzoo {
-namespace KERNELZOO_ISA {
-namespace {
-
-#include "math.h"
-
-#include "convert.h"
-
-// Whole vectors only: a tail goes through a padded block, so that an element's result does not depend on where
-// in a call it stands, nor therefore on how the work was divided. For double the functions are libm's anyway.
-template <class T>
-constexpr int64_t LANES = sizeof(T) == 4 ? 16 : 8;
-
-template <class T>
-constexpr int64_t whole(int64_t n) {
-  return n & ~(LANES<T> - 1);
-}
-
-template <class T>
-constexpr int64_t padded(int64_t n) {
-  return whole<T>(n + LANES<T> - 1);
-}
-
-// T's blocks of memory: the memory itself where it holds T, else a converted copy.
-template <class S, class T>
-inline const T* loaded(const S* s, T* buffer, int64_t n) {
-  if constexpr (sizeof(S) == sizeof(T)) {
-    return s;
-  } else {
-    load(s, buffer, n);
-    return buffer;
-  }
-}
+// Activations, what surrounds a linear layer, softmax.
+#include "../kernels.h"
+#include "begin.h"
 
 // ---- activations
 
@@ -180,7 +146,7 @@ void store_any(const void* t, void* s, int64_t n) {
   store(static_cast<const T*>(t), static_cast<S*>(s), n);
 }
 
-#include "softmax.h"
+#include "../softmax.h"
 
 template <class S, class T>
 constexpr Kernels table() {
@@ -189,9 +155,7 @@ constexpr Kernels table() {
           tile_bwd<S, T>, short_fwd<S, T>, short_bwd<S, T>};
 }
 
-constexpr Kernels TABLES[DTYPES] = {table<double, double>(), table<float, float>(), table<Bf16, float>(),
+const Kernels TABLES[DTYPES] = {table<double, double>(), table<float, float>(), table<Bf16, float>(),
                                     table<Fp16, float>()};
 
-}  // namespace
-}  // namespace KERNELZOO_ISA
-}  // namespace kernelzoo
+KERNELZOO_EXPORT(Kernels, base, TABLES)
