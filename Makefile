@@ -14,7 +14,7 @@ BENCH := $(if $(OPS),--ops=$(OPS)) $(if $(OUT),--out=$(OUT))
 
 $(READY): $(NATIVE)
 	$(PYTHON) -m venv .venv
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,bench,dev]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,bench,hf,dev]'
 	touch $@
 
 demo: $(READY)
