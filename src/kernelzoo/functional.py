@@ -25,7 +25,9 @@ from .ops.activation import (
     tanhshrink,
     threshold,
 )
+from .ops.group_norm import group_norm
 from .ops.linear import linear
+from .ops.norm import layer_norm, rms_norm
 from .ops.softmax import log_softmax, softmax
 
 __all__ = [name for name in dir() if not name.startswith("_")]

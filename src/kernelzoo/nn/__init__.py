@@ -29,6 +29,7 @@ from .activation import (
     Threshold,
 )
 from .linear import Linear
+from .norm import GroupNorm, LayerNorm, RMSNorm
 
 __all__ = [name for name in dir() if name[0].isupper()]
 
