@@ -23,6 +23,8 @@ DOCUMENTED = {
 
 # module: constructor arguments, inputs; () and (4, 3) normal numbers unless listed
 MODULES = {
+    "Embedding": ((10, 5), lambda: (torch.randint(10, (4, 3)),)),
+    "GLU": ((-1,), lambda: (torch.randn(4, 6),)),
     "Linear": ((3, 5), None),
     "LogSoftmax": ((-1,), None),
     "Softmax": ((-1,), None),
