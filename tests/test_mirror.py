@@ -25,6 +25,8 @@ DOCUMENTED = {
 MODULES = {
     "GroupNorm": ((1, 3), None),
     "LayerNorm": ((3,), None),
+    "Embedding": ((10, 5), lambda: (torch.randint(10, (4, 3)),)),
+    "GLU": ((-1,), lambda: (torch.randn(4, 6),)),
     "Linear": ((3, 5), None),
     "LogSoftmax": ((-1,), None),
     "RMSNorm": ((3,), None),
