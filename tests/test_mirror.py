@@ -23,8 +23,18 @@ DOCUMENTED = {
 
 # module: constructor arguments, inputs; () and (4, 3) normal numbers unless listed
 MODULES = {
+    "BCELoss": ((), lambda: (torch.rand(4, 3), torch.rand(4, 3))),
+    "BCEWithLogitsLoss": ((), lambda: (torch.randn(4, 3), torch.rand(4, 3))),
+    "CrossEntropyLoss": ((), lambda: (torch.randn(4, 3), torch.tensor([0, 2, 1, 1]))),
+    "HuberLoss": ((), lambda: (torch.randn(4, 3), torch.randn(4, 3))),
+    "KLDivLoss": ((None, None, "batchmean"), lambda: (torch.randn(4, 3), torch.rand(4, 3))),
+    "L1Loss": ((), lambda: (torch.randn(4, 3), torch.randn(4, 3))),
     "Linear": ((3, 5), None),
+    "LinearCrossEntropyLoss": ((3, 5), lambda: (torch.randn(4, 3), torch.tensor([0, 4, 1, 1]))),
     "LogSoftmax": ((-1,), None),
+    "MSELoss": ((), lambda: (torch.randn(4, 3), torch.randn(4, 3))),
+    "NLLLoss": ((), lambda: (torch.randn(4, 3), torch.tensor([0, 2, 1, 1]))),
+    "SmoothL1Loss": ((), lambda: (torch.randn(4, 3), torch.randn(4, 3))),
     "Softmax": ((-1,), None),
     "Threshold": ((0.5, 2.0), None),
 }

@@ -29,6 +29,20 @@ from .activation import (
     Threshold,
 )
 from .linear import Linear
+from .loss import (
+    BCELoss,
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    HuberLoss,
+    KLDivLoss,
+    L1Loss,
+    MSELoss,
+    NLLLoss,
+    SmoothL1Loss,
+)
+
+if hasattr(_torch, "LinearCrossEntropyLoss"):  # torch has it since 2.12
+    from .loss import LinearCrossEntropyLoss
 
 __all__ = [name for name in dir() if name[0].isupper()]
 
