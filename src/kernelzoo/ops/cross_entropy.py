@@ -37,7 +37,7 @@ cross_entropy_fwd = define(
     "cross_entropy",
     fake=lambda x, target, weight, ignore_index, reduction, smoothing, wide: (
         _loss(x, reduction, wide),
-        x.new_empty((2, x.shape[0], x.shape[2]), dtype=acc_dtype(x)),
+        x.new_empty((3, x.shape[0], x.shape[2]), dtype=acc_dtype(x)),
         x.new_empty((), dtype=acc_dtype(x)),
     ),
     prepare=_contiguous,
@@ -85,7 +85,7 @@ class _ClassLoss:
 
 
 class CrossEntropy(_ClassLoss, KernelFunction):
-    """Saved for the backward: x, the target and the weights, each row's maximum and log Σ exp(x - max)."""
+    """Saved for the backward: x, the target and the weights, each row's maximum, log Σ exp(x - max) and Σ w q."""
 
     @staticmethod
     def formula(x, target, weight, ignore_index, reduction, smoothing, wide):
@@ -245,7 +245,7 @@ def cross_entropy(
     the gradient once; 16-bit logits under autocast are not copied to float32. A target that asks for a gradient
     runs the formula. On a CPU a target out of range raises torch's IndexError; on a GPU the kernel asserts, as torch's.
 
-    Saved for the backward: input, target, weight, and two float32 a row.
+    Saved for the backward: input, target, weight, and three float32 a row.
 
     Raises:
         ArgumentError (a ValueError and a RuntimeError): shapes, dtypes or values that do not fit.

@@ -15,11 +15,13 @@ from .core.mirror import REDUCTIONS, torchs_own
 from .cross_entropy import EXPECTED, acc_dtype, target_fits, weight_fits
 
 
-def _grads(x, w, b, need_dx, need_dw, need_db, dtype_of):
+def _grads(x, w, need_dx, need_dw, need_db):
+    # as kernels/class_loss.py adds them up
+    dtype = x.dtype if x.is_cuda and x.dtype == torch.bfloat16 else acc_dtype(x)
     return (
-        x.new_empty(x.shape, dtype=dtype_of(x)) if need_dx else None,
-        w.new_empty(w.shape, dtype=dtype_of(w)) if need_dw else None,
-        w.new_empty(w.shape[0], dtype=dtype_of(w)) if need_db else None,
+        x.new_empty(x.shape, dtype=dtype) if need_dx else None,
+        w.new_empty(w.shape, dtype=dtype) if need_dw else None,
+        w.new_empty(w.shape[0], dtype=dtype) if need_db else None,
     )
 
 
@@ -34,7 +36,7 @@ linear_cross_entropy_fwd = define(
     "cross_entropy",
     fake=lambda x, w, b, target, weight, ignore_index, reduction, smoothing, wide, *need: (
         x.new_empty(x.shape[:1] if reduction == "none" else (), dtype=torch.float32 if wide else x.dtype),
-        *_grads(x, w, b, *need, acc_dtype),
+        *_grads(x, w, *need),
     ),
     prepare=_contiguous,
 )
@@ -43,9 +45,7 @@ linear_cross_entropy_bwd = define(
     "int ignore_index, str reduction, float smoothing, bool need_dx, bool need_dw, bool need_db) "
     "-> (Tensor, Tensor, Tensor)",
     "cross_entropy",
-    fake=lambda dy, x, w, b, target, weight, ignore_index, reduction, smoothing, *need: _grads(
-        x, w, b, *need, acc_dtype
-    ),
+    fake=lambda dy, x, w, b, target, weight, ignore_index, reduction, smoothing, *need: _grads(x, w, *need),
     prepare=_contiguous,
 )
 
