@@ -17,6 +17,8 @@ void* pointer(Address address) { return reinterpret_cast<void*>(address); }
 }  // namespace
 
 void bind_norm(py::module_& m);
+void bind_cross_entropy(py::module_& m);
+void bind_loss(py::module_& m);
 
 PYBIND11_MODULE(_cpu, m) {
   using namespace pybind11::literals;
@@ -78,4 +80,7 @@ PYBIND11_MODULE(_cpu, m) {
       },
       no_gil);
   bind_norm(m);
+
+  bind_cross_entropy(m);
+  bind_loss(m);
 }
