@@ -25,6 +25,7 @@ from .ops.activation import (
     tanhshrink,
     threshold,
 )
+from .ops.attention import attention_decode, attention_varlen, scaled_dot_product_attention
 from .ops.linear import linear
 from .ops.softmax import log_softmax, softmax
 
