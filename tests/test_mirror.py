@@ -16,6 +16,8 @@ DOCUMENTED = {
     "hardshrink": "(input, lambd=0.5)",
     "linear": "(input, weight, bias=None)",
     "logsigmoid": "(input)",
+    "scaled_dot_product_attention": "(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, "
+    "scale=None, enable_gqa=False)",
     "softplus": "(input, beta=1.0, threshold=20.0)",
     "softshrink": "(input, lambd=0.5)",
 }

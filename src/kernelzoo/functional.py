@@ -25,6 +25,7 @@ from .ops.activation import (
     tanhshrink,
     threshold,
 )
+from .ops.attention import attention_decode, attention_varlen, scaled_dot_product_attention
 from .ops.group_norm import group_norm
 from .ops.linear import linear
 from .ops.norm import layer_norm, rms_norm
