@@ -16,6 +16,8 @@ void* pointer(Address address) { return reinterpret_cast<void*>(address); }
 
 }  // namespace
 
+void bind_attention(py::module_& m);
+
 PYBIND11_MODULE(_cpu, m) {
   using namespace pybind11::literals;
   const py::call_guard<py::gil_scoped_release> no_gil;
@@ -75,4 +77,5 @@ PYBIND11_MODULE(_cpu, m) {
         kernelzoo::softmax_bwd(dtype, pointer(dy), pointer(y), pointer(dx), outer, n, inner, log, threads);
       },
       no_gil);
+  bind_attention(m);
 }
