@@ -5,8 +5,8 @@ A model is built from layers only and takes the namespace they come from as its 
 same `state_dict` keys, same initialisation from the same seed).
 """
 
-from . import feedforward, plain
+from . import bert, feedforward, gpt2, plain
 from .registry import create, load, options, register
 from .registry import list_models as list
 
-__all__ = ["create", "feedforward", "list", "load", "options", "plain", "register"]
+__all__ = ["bert", "create", "feedforward", "gpt2", "list", "load", "options", "plain", "register"]
