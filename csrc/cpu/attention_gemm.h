@@ -86,9 +86,7 @@ __attribute__((noinline)) void micro(int64_t K, const typename P::T* a, int64_t 
                                      const typename P::T* b, int64_t ldb, typename P::T* c, int64_t ldc, bool add) {
   using T = typename P::T;
   constexpr int64_t W = WIDTH<T>;
-  Vec<T> acc[MR][NV];
-  for (int r = 0; r < MR; ++r)
-    for (int v = 0; v < NV; ++v) acc[r][v] = add ? loadv(c + r * ldc + v * W) : Vec<T>{};
+  Vec<T> acc[MR][NV] = {};
   for (int64_t k = 0; k < K; ++k) {
     Vec<T> bv[NV];
     for (int v = 0; v < NV; ++v) bv[v] = loadv(b + v * W);
@@ -98,7 +96,10 @@ __attribute__((noinline)) void micro(int64_t K, const typename P::T* a, int64_t 
     b += ldb;
   }
   for (int r = 0; r < MR; ++r)
-    for (int v = 0; v < NV; ++v) storev(c + r * ldc + v * W, acc[r][v]);
+    for (int v = 0; v < NV; ++v) {
+      T* to = c + r * ldc + v * W;
+      storev(to, add ? loadv(to) + acc[r][v] : acc[r][v]);
+    }
 }
 
 template <class P>
