@@ -26,13 +26,12 @@ from .ops.activation import (
     threshold,
 )
 from .ops.attention import attention_decode, attention_varlen, scaled_dot_product_attention
-from .ops.group_norm import group_norm
-from .ops.linear import linear
-from .ops.norm import layer_norm, rms_norm
 from .ops.dropout import dropout, dropout_add
 from .ops.embedding import embedding
 from .ops.glu import geglu, glu, reglu, swiglu
+from .ops.group_norm import group_norm
 from .ops.linear import linear
+from .ops.norm import layer_norm, rms_norm
 from .ops.rotary import rotary_embedding, rotary_tables
 from .ops.softmax import log_softmax, softmax
 
