@@ -19,6 +19,7 @@ void* pointer(Address address) { return reinterpret_cast<void*>(address); }
 void bind_norm(py::module_& m);
 void bind_cross_entropy(py::module_& m);
 void bind_loss(py::module_& m);
+void bind_attention(py::module_& m);
 
 PYBIND11_MODULE(_cpu, m) {
   using namespace pybind11::literals;
@@ -83,4 +84,5 @@ PYBIND11_MODULE(_cpu, m) {
 
   bind_cross_entropy(m);
   bind_loss(m);
+  bind_attention(m);
 }
