@@ -1,0 +1,1 @@
+def attention_bwd(): pass
