@@ -151,7 +151,7 @@ def _attend(
     return acc * factor[:, None], (m + tl.log2(l)) * LN2
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=[*SIZES, "together"])
 def _attention_fwd_kernel(
     q_ptr, k_ptr, v_ptr, bias_ptr, slopes_ptr, key_lengths_ptr, cu_q_ptr, cu_k_ptr, seed_ptr, o_ptr, lse_ptr,
     B, H, group, Lq, Lk, D, Dv, max_q, padded_k, together,
@@ -196,7 +196,7 @@ def _attention_fwd_kernel(
         tl.store(lse_ptr + (at * H + head) * total_q + start_q + rows, lse, mask=rows < Lq)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=[*SIZES, "together"])
 def _attention_fwd_desc_kernel(
     q_desc, k_desc, v_desc, slopes_ptr, key_lengths_ptr, seed_ptr, o_desc, lse_ptr,
     B, H, group, Lq, Lk, D, Dv, max_q, padded_k, together, stride_sb, stride_sh,

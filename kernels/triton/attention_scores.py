@@ -15,7 +15,7 @@ from .runtime import STORAGE, acc_dtype, is_fast, matmul_precision
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 # Sizes that no load's width depends on: a kernel is compiled once for all of them.
-SIZES = ["H", "group", "Lq", "Lk", "max_q", "padded_k", "left", "right", "together"]
+SIZES = ["B", "H", "group", "Lq", "Lk", "max_q", "padded_k", "left", "right"]  # of every kernel
 
 
 @triton.jit
@@ -104,6 +104,29 @@ def key_range(
     full_hi = max(full_hi, 0) // BLOCK * BLOCK
     some = full_lo < full_hi
     return lo, tl.where(some, full_lo, lo), tl.where(some, full_hi, lo), hi
+
+
+@triton.jit
+def query_range(
+    start_n, Lq, valid, shift, left, right, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """(lo, full_lo, full_hi, hi): no query outside lo..hi - 1 sees a key of the block at start_n, and each of
+    full_lo..full_hi - 1 sees the whole block. lo is a multiple of BLOCK_M, a part ends at one or at hi."""
+    last = min(start_n + BLOCK_N, valid) - 1
+    lo = valid * 0
+    full_lo = lo
+    if HAS_RIGHT:
+        lo = max(start_n - right - shift, 0) // BLOCK_M * BLOCK_M
+        full_lo = tl.cdiv(max(last - right - shift, 0), BLOCK_M) * BLOCK_M
+    hi = Lq
+    full_hi = hi
+    if HAS_LEFT:
+        hi = min(hi, last + left - shift + 1)
+        full_hi = max(min(Lq, start_n + left - shift + 1), 0) // BLOCK_M * BLOCK_M
+    hi = tl.where(start_n < valid, max(hi, lo), lo)
+    some = (full_lo < full_hi) & (start_n + BLOCK_N <= valid)
+    return lo, tl.where(some, full_lo, hi), tl.where(some, full_hi, hi), hi
 
 
 @triton.jit
