@@ -8,6 +8,7 @@ import kernelzoo.functional as F
 
 from ..harness import BACKENDS, DTYPES, GPU, assert_as_good, device_of, need
 from .test_linear import exact_formula
+from .test_norm import exact_group, exact_layer
 
 pytest.importorskip("expecttest", reason="torch's OpInfo samples need expecttest")
 
@@ -60,6 +61,8 @@ def oracle(name, info):
     """torch's function in fp64, where that is exact."""
     if name in ("hardsigmoid", "celu"):
         return lambda x, *args, alpha=1.0, **_: exact_formula((name, alpha) if name == "celu" else name, x)
+    if name in ("layer_norm", "group_norm"):
+        return exact_layer if name == "layer_norm" else exact_group
     return info.op
 
 

@@ -28,6 +28,9 @@ from .activation import (
     Tanhshrink,
     Threshold,
 )
+from .dropout import Dropout
+from .embedding import Embedding
+from .glu import GLU, GatedMLP
 from .linear import Linear
 from .loss import (
     BCELoss,
@@ -40,6 +43,8 @@ from .loss import (
     NLLLoss,
     SmoothL1Loss,
 )
+from .norm import GroupNorm, LayerNorm, RMSNorm
+from .rotary import RotaryEmbedding
 
 if hasattr(_torch, "LinearCrossEntropyLoss"):  # torch has it since 2.12
     from .loss import LinearCrossEntropyLoss
