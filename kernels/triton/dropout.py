@@ -18,7 +18,8 @@ def _dropout_kernel(
     pid = tl.program_id(0).to(tl.int64)
     w0, w1, w2, w3 = words4(tl.load(seed_ptr), pid * (BLOCK // 4) + tl.arange(0, BLOCK // 4))
     words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
-    factor = tl.where(words.to(tl.int64) < least, 0.0, scale).to(ACC)
+    kept = tl.full([], scale, ACC)
+    factor = tl.where(words.to(tl.int64) < least, kept - kept, kept)
     offs = pid * BLOCK + tl.arange(0, BLOCK)
     # A mask against an odd size would make every load scalar: only the last block has one.
     if pid * BLOCK + BLOCK <= numel:

@@ -59,7 +59,7 @@ def _rotary_kernel(
 def tile(target, half):
     """BLOCK_L, BLOCK_R and num_warps: a head's pairs at once up to 128 of them, 2048 pairs a program. Not yet measured
     on a device."""
-    widest, pairs = (128, 2048) if target.backend != "interpreter" else (4, 8)
+    widest, pairs = (128, 2048) if target.backend != "interpreter" else (4, 32)
     block_r = min(triton.next_power_of_2(half), widest)
     return {"BLOCK_L": max(pairs // block_r, 1), "BLOCK_R": block_r, "num_warps": 4}
 
