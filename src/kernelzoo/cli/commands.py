@@ -135,7 +135,7 @@ def train(
 
     from kernelzoo import train as training
     from kernelzoo.data import InputError
-    from kernelzoo.train.loop import Stopped, TrainingError
+    from kernelzoo.train.engine import Stopped, TrainingError
 
     try:
         options = _parse_options(set_ or [])

@@ -7,45 +7,27 @@ import math
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
-from .loop import Fit
+from .engine import Fit
 
 COLORS = {"kernelzoo": "#0b6fb8", "torch": "#e4572e"}
 
 
-class ProgressBar(Callback):
-    """One line over all epochs with the latest validation result; silent where there is no terminal."""
-
-    def __init__(self, name: str, main: str, done: int, epochs: int, console: Console) -> None:
-        self.main, self.done, self.epochs = main, done, epochs
-        self.bar = Progress(
-            TextColumn(f"{name:<9}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("epochs"),
-            TextColumn("{task.fields[result]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-
-    def on_train_start(self, trainer: Any, module: Any) -> None:
-        self.task = self.bar.add_task("", total=self.epochs, completed=self.done, result="")
-        self.bar.start()
-
-    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        # callbacks come before the module, which appends this epoch to its history after them
-        self.bar.update(self.task, advance=1, result=f"{self.main} {module.val_values[self.main]:.4f}")
-
-    def on_train_end(self, trainer: Any, module: Any) -> None:
-        self.bar.stop()
-
-    def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
-        self.bar.stop()
+def progress(name: str, unit: str, console: Console) -> Progress:
+    """One line: how far, the latest result (field `result`), time left; silent where there is no terminal."""
+    return Progress(
+        TextColumn(f"{name:<9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[result]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
 
 
 def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
