@@ -8,6 +8,7 @@ the seed and the epoch's number (see `loop.epoch_seed`), so weights and optimize
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 from pathlib import Path
@@ -77,3 +78,12 @@ def read(
     if {key: getattr(value, "shape", None) for key, value in state["model"].items()} != shapes:
         raise InputError(f"{path} holds the weights of another model; {START_OVER}")
     return state
+
+
+def safetensors(weights: dict[str, torch.Tensor], about: dict[str, Any]) -> bytes:
+    """The file that `zoo.load` reads; `about` (model, options, ...) is its metadata `kernelzoo`."""
+    from safetensors.torch import save
+
+    # one entry: safetensors writes several in an order that changes from run to run, and files should compare
+    weights = {key: value.contiguous() for key, value in weights.items()}
+    return save(weights, metadata={"kernelzoo": json.dumps(about)})

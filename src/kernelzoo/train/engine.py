@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from kernelzoo import functional, nn, optim, zoo
 from ..data import InputError
 
 CHECKPOINT, WEIGHTS, CURVES, METRICS = "checkpoint.ckpt", "model.safetensors", "curves.png", "metrics.json"
+TOKENIZER, SAMPLES = "tokenizer.json", "samples.txt"
 KEPT_STEP_TIMES = 10_000
 
 
@@ -102,15 +103,15 @@ def chosen_backend(name: str | None) -> Iterator[None]:
         yield
 
 
-def probe(model: torch.nn.Module, device: str, backend: str | None, *inputs: Any, **named: Any) -> list[str]:
+def probe(model: torch.nn.Module, backend: str | None, call: Callable[[], Any]) -> list[str]:
     """One forward pass, so that a backend that cannot serve says so before a file is written.
 
     Returns which op runs on which backend, each once: "linear[relu] on cpp".
     """
-    model.to(device).eval()
+    model.eval()
     with kernelzoo.trace() as calls:
         try:
-            model(*inputs, **named)
+            call()
         except kernelzoo.BackendUnavailable as error:
             raise InputError(f"--backend {backend}: {error}") from None
     return list(dict.fromkeys(f"{call.op} on {call.backend}" for call in calls))
@@ -134,7 +135,7 @@ def prepare_out(out: Path, resume: bool) -> None:
     """Make the folder, and take away what an older run left."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        names = (WEIGHTS, CURVES, METRICS) if resume else (CHECKPOINT, WEIGHTS, CURVES, METRICS)
+        names = (WEIGHTS, CURVES, METRICS, SAMPLES) + (() if resume else (CHECKPOINT,))
         for name in names:
             (out / name).unlink(missing_ok=True)
     except OSError as error:

@@ -57,7 +57,8 @@ def run(config: Config, console: Console | None = None) -> dict[str, Any]:
     }
     with chosen_backend(config.backend):
         rows = data.x[: config.batch_size].to(config.device)
-        ran = probe(model, config.device, config.backend, rows)
+        model.to(config.device)
+        ran = probe(model, config.backend, lambda: model(rows))
         state = _resume_state(config, identity, model, console)
         path = config.out / CHECKPOINT
         prepare_out(config.out, config.resume)
@@ -66,7 +67,8 @@ def run(config: Config, console: Console | None = None) -> dict[str, Any]:
             state=state, save=lambda s: checkpoint.save(path, {"identity": identity, **s}),
         )  # fmt: skip
     fits = {"kernelzoo": ours}
-    checkpoint.write_whole(config.out / WEIGHTS, _safetensors(ours, config, options, table, data))
+    about = _about(config, options, table, data)
+    checkpoint.write_whole(config.out / WEIGHTS, checkpoint.safetensors(ours.weights, about))
     if config.compare:
         plain = create_model(config.model, options, TORCH, config.seed)
         fits["torch"] = _fit(plain, config, table, data, TORCH, console)
@@ -120,10 +122,8 @@ def _resume_state(config: Config, identity: dict, model: torch.nn.Module, consol
     return state
 
 
-def _safetensors(ours: Fit, config: Config, options: dict, table: Table, data: Split) -> bytes:
-    from safetensors.torch import save
-
-    about = {
+def _about(config: Config, options: dict, table: Table, data: Split) -> dict[str, Any]:
+    return {
         "version": kernelzoo.__version__,
         "model": config.model,
         "options": options,
@@ -133,9 +133,6 @@ def _safetensors(ours: Fit, config: Config, options: dict, table: Table, data: S
         "task": table.task,
         "classes": table.classes,
     }
-    # one entry: safetensors writes several in an order that changes from run to run, and files should compare
-    weights = {key: value.contiguous() for key, value in ours.weights.items()}
-    return save(weights, metadata={"kernelzoo": json.dumps(about)})
 
 
 def _report(
