@@ -23,11 +23,19 @@ DOCUMENTED = {
 
 # module: constructor arguments, inputs; () and (4, 3) normal numbers unless listed
 MODULES = {
+    "GroupNorm": ((1, 3), None),
+    "LayerNorm": ((3,), None),
+    "Embedding": ((10, 5), lambda: (torch.randint(10, (4, 3)),)),
+    "GLU": ((-1,), lambda: (torch.randn(4, 6),)),
     "Linear": ((3, 5), None),
     "LogSoftmax": ((-1,), None),
+    "RMSNorm": ((3,), None),
     "Softmax": ((-1,), None),
     "Threshold": ((0.5, 2.0), None),
 }
+
+
+NARROW = ("GroupNorm", "LayerNorm", "Linear", "RMSNorm")  # made for three features
 
 
 def described(signature):
@@ -68,7 +76,7 @@ def test_module_is_torchs(name):
     copy = pickle.loads(pickle.dumps(mine))
     torch.testing.assert_close(copy.eval()(*inputs), reference.eval()(*inputs))
     if make is None:
-        large = torch.randn(600, 3).repeat(1, 60)[:, : 3 if name == "Linear" else None].contiguous()
+        large = torch.randn(600, 3).repeat(1, 60)[:, : 3 if name in NARROW else None].contiguous()
         torch.testing.assert_close(mine.eval()(large), reference(large))
 
 

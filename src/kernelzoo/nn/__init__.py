@@ -28,7 +28,12 @@ from .activation import (
     Tanhshrink,
     Threshold,
 )
+from .dropout import Dropout
+from .embedding import Embedding
+from .glu import GLU, GatedMLP
 from .linear import Linear
+from .norm import GroupNorm, LayerNorm, RMSNorm
+from .rotary import RotaryEmbedding
 
 __all__ = [name for name in dir() if name[0].isupper()]
 

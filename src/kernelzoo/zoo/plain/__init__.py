@@ -1,7 +1,7 @@
 """`torch.nn` with our layers' extra arguments, composed of torch's own functions: the peer of `kernelzoo.nn`.
 
 Pass this module as `nn=` to build a zoo model with no kernel of ours in it. Every name that has no extra
-argument falls through to `torch.nn`.
+argument falls through to `torch.nn`; `plain.functional` is `torch.nn.functional` with our functions composed.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-# F.<name>(x, *parameters) for every fused activation; one is not torch's name
-_FUNCTIONS = {"gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh")}
+from . import functional
 
 
 class Linear(torch.nn.Linear):
@@ -30,7 +29,7 @@ class Linear(torch.nn.Linear):
         super().__init__(in_features, out_features, bias, device, dtype)
         self.act, *self.act_args = (act,) if act is None or isinstance(act, str) else act
         if self.act is not None:
-            self._function = _FUNCTIONS.get(self.act) or getattr(torch.nn.functional, self.act)
+            self._function = getattr(functional, self.act)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         y = torch.nn.functional.linear(input, self.weight, self.bias)
