@@ -78,8 +78,9 @@ class MaskedData:
 
     def _hide(self, ids: torch.Tensor, random: np.random.Generator) -> Batch:
         asked = torch.from_numpy(random.random(ids.shape) < MASKED) & (ids >= len(SPECIAL))
-        # at least one a row, so that the mean over the tokens of a micro-batch exists
-        asked[:, 0] |= ~asked.any(1)
+        # at least one a row, so that the mean over a micro-batch exists; of two neighbours one is no END
+        first = (ids[:, 0] < len(SPECIAL)).long()
+        asked[torch.arange(len(ids)), first] |= ~asked.any(1)
         how = torch.from_numpy(random.random(ids.shape))
         other = torch.from_numpy(random.integers(len(SPECIAL), self.tokens.vocab_size, ids.shape))
         shown = torch.where(asked & (how < 0.8), MASK, ids)

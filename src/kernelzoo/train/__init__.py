@@ -6,9 +6,9 @@ Needs the extra `train` (Lightning, torchmetrics, scikit-learn, tokenizers, safe
 
 from typing import Any
 
-from .config import Config, LanguageConfig
+from .config import Config, LanguageConfig, configure
 
-__all__ = ["Config", "LanguageConfig", "run"]
+__all__ = ["Config", "LanguageConfig", "configure", "run"]
 
 
 def run(config: Config | LanguageConfig, console: Any = None) -> dict[str, Any]:

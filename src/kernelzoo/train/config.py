@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+
+from kernelzoo import zoo
 
 from ..data import InputError
 
@@ -204,3 +206,25 @@ class LanguageConfig:
         """What decides the weights of every step, but for how the batch is split."""
         names = ("model", "task", "steps", "batch_size", "context", "lr", "weight_decay", "clip", "warmup")
         return {name: getattr(self, name) for name in (*names, "precision", "val_fraction", "seed")}
+
+
+def configure(model: str, **settings: Any) -> Config | LanguageConfig:
+    """The configuration that suits a model; InputError for a setting that says nothing to it."""
+    if model in TASKS:
+        kind, learns = LanguageConfig, "text"
+    elif {"in_features", "out_features"} <= _options_of(model).keys():
+        kind, learns = Config, "tables"
+    else:
+        raise InputError(f"{model} learns neither from tables of numbers nor from text")
+    accepted = {field.name for field in fields(kind)}
+    for name in settings:
+        if name not in accepted:
+            raise InputError(f"{flag(name)} means nothing to {model}, which learns from {learns}")
+    return kind(model, **settings)
+
+
+def _options_of(model: str) -> dict[str, Any]:
+    try:
+        return zoo.options(model)
+    except ValueError as error:
+        raise InputError(str(error)) from None

@@ -129,8 +129,3 @@ def processes(device: str, strategy: str) -> Iterator[World]:
         yield World(device, strategy, dist.get_rank(), size)
     finally:
         dist.destroy_process_group()
-
-
-def quiet() -> bool:
-    """Whether this is a process whose siblings do the talking."""
-    return os.environ.get("RANK", "0") != "0"

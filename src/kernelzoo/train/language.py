@@ -138,8 +138,7 @@ def _run(config: LanguageConfig, world: World, console: Console) -> dict[str, An
         training = Training(create(TORCH), material.data, config, TORCH, world, metrics=metrics())
         fits[names[1]] = fit(training, names[1], console)
     del training
-    result = world.on_main(lambda: _finish(fits, config, material, world, ran, console))
-    return result
+    return world.on_main(lambda: _finish(fits, config, material, world, ran, console))
 
 
 def _check_split(config: LanguageConfig, world: World) -> None:
@@ -267,7 +266,8 @@ def _start_from(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: 
 
 
 def _probe(model: torch.nn.Module, data: Any, config: LanguageConfig, world: World) -> list[str]:
-    rows = data.batch(config.seed, 0, config.batch_size).rows(slice(0, 1)).to(world.device)
+    share = config.batch_size // (world.size * config.accumulate)
+    rows = data.batch(config.seed, 0, share).to(world.device)
     kind = torch.device(world.device).type
     model.to(world.device)
     with torch.autocast(kind, torch.bfloat16, enabled=config.precision == "bf16"):
@@ -333,7 +333,17 @@ def _finish(
     about |= {"task": config.task, "classes": getattr(material.data, "classes", None)}
     checkpoint.write_whole(config.out / WEIGHTS, checkpoint.safetensors(ours.weights, about))
     settings = dataclasses.asdict(config)
-    left_out = ("out", "resume", "overwrite", "minutes", "stop_at", "options", "device", "backend", "init_from")
+    left_out = (
+        "out",
+        "resume",
+        "overwrite",
+        "minutes",
+        "stop_at",
+        "options",
+        "device",
+        "backend",
+        "init_from",
+    )
     about = {
         **{key: value for key, value in settings.items() if key not in left_out},
         "options": material.options,
@@ -403,7 +413,6 @@ def _samples(ours: Fit, config: LanguageConfig, material: Material, world: World
             out = model.generate(
                 torch.tensor([ids], device=world.device),
                 max_new_tokens=new,
-                do_sample=True,
                 temperature=config.temperature,
                 top_k=config.top_k,
             )
