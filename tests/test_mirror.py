@@ -105,7 +105,8 @@ def test_every_other_name_is_torchs_own():
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in F.__all__ if "inplace" in inspect.signature(getattr(F, n)).parameters]
+    "name",
+    [n for n in F.__all__ if "inplace" in inspect.signature(getattr(F, n)).parameters and n != "dropout"],
 )
 def test_inplace_writes_the_input_and_only_then(name):
     arguments = (0.1, 2.0) if name == "threshold" else ()

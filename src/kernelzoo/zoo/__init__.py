@@ -5,7 +5,7 @@ A model is built from layers only and takes the namespace they come from as its 
 same `state_dict` keys, same initialisation from the same seed).
 """
 
-from . import bert, feedforward, gpt2, plain, roberta
+from . import bert, feedforward, gpt2, llama, plain, roberta, vit
 from .base import CheckpointError
 from .checkpoints import save
 from .registry import create, load, options, register
@@ -18,10 +18,12 @@ __all__ = [
     "feedforward",
     "gpt2",
     "list",
+    "llama",
     "load",
     "options",
     "plain",
     "register",
     "roberta",
     "save",
+    "vit",
 ]

@@ -37,12 +37,13 @@ class Source(NamedTuple):
     """Where a parameter comes from in the transformers library's checkpoints.
 
     names: its keys there; several are put one below the other, `rows` rows of each. transposed: it is stored
-    as (in, out).
+    as (in, out). shape: in which it is stored, where that is another.
     """
 
     names: tuple[str, ...]
     rows: tuple[int, ...] | None = None
     transposed: bool = False
+    shape: tuple[int, ...] | None = None
 
 
 class Pretrained(kz_nn.Module):

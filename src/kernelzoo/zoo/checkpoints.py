@@ -84,8 +84,11 @@ def load(
             + hint
         )
     weights = gather(plan)
-    if fresh or any(t.is_meta for t in model.buffers() if t is not None):
-        model = create(**options)  # what no file holds: a fresh head, tables
+    for layer in model.modules():
+        if hasattr(layer, "reach"):  # a rotary embedding: it makes its tables when it is given memory
+            layer.to_empty(device="cpu", recurse=False)
+    if fresh or any(t.is_meta for key, t in model.named_buffers() if key not in plan):
+        model = create(**options)  # initialised, for what no file holds
     model.load_state_dict(weights, strict=not fresh, assign=True)
     return model.eval()
 
@@ -243,7 +246,7 @@ def plan_foreign(model: Pretrained, found: Checkpoint) -> dict[str, tuple[Source
         if not all(name in stored for name in source.names):
             continue
         parts = [stored[name] for name in source.names]
-        shape = tuple(expected[key].shape)
+        shape = source.shape or tuple(expected[key].shape)
         for part, rows in zip(parts, source.rows or shape[:1], strict=True):
             one = (rows, *shape[1:])
             check_shape(found, part, one[::-1] if source.transposed else one)
@@ -275,7 +278,8 @@ def gather(plan: dict[str, tuple[Source, list[Stored]]]) -> dict[str, Tensor]:
     for key, (source, parts) in plan.items():
         pieces = [read[stored] for stored in parts]
         whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        weights[key] = whole.T.contiguous() if source.transposed else whole
+        whole = whole.T.contiguous() if source.transposed else whole
+        weights[key] = whole.flatten(1) if source.shape else whole
     return weights
 
 
@@ -288,6 +292,7 @@ def exported(model: Pretrained, tensors: dict[str, Tensor]) -> Iterator[tuple[st
     """(the transformers library's name, tensor) of parameters, or of their gradients, by our names."""
     for key, source in model.sources().items():
         t = tensors[key].T if source.transposed else tensors[key]
+        t = t.view(source.shape) if source.shape else t
         parts = t.split(source.rows) if source.rows else (t,)
         yield from zip(source.names, parts, strict=True)
 
