@@ -383,7 +383,7 @@ def _finish(
             f"kernelzoo ran {', '.join(ran) or 'no op of its own'}",
             soft_wrap=True,
         )
-    if config.task == "lm" and config.sample_tokens:
+    if config.task == "lm" and config.sample_tokens and hasattr(zoo.causal.CausalLM, "generate"):
         result["samples"] = _samples(ours, config, material, world)
         text = "\n\n".join(result["samples"]) + "\n"
         checkpoint.write_whole(config.out / SAMPLES, text.encode())

@@ -36,7 +36,8 @@ def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -
 
 
 def metric_names(fit: Fit) -> list[str]:
-    return [key for key in fit.history[-1] if key != "step" and not key.endswith("_loss")]
+    others = ("step", "gradient_norm", "train_loss", "val_loss")
+    return [key for key in fit.history[-1] if key not in others]
 
 
 def result_table(fits: dict[str, Fit]) -> RichTable:

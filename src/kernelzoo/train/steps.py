@@ -20,14 +20,14 @@ from rich.console import Console
 from ..data.windows import IGNORED, Batch
 from . import report
 from .config import LanguageConfig
-from .distributed import World, full_optimizer, full_weights, load_optimizer
+from .distributed import World, full, full_optimizer, full_weights, load_optimizer
 from .engine import KEPT_STEP_TIMES, Engine, Fit, Stopped, TrainingError
 
 VAL_ROWS = 128
 LAST_LR = 0.1  # of --lr, at the last step
 BETAS = (0.9, 0.95)  # T. Brown et al., arXiv:2005.14165, appendix B
 # what a checkpoint holds besides its run's identity and the weights
-STATE = {"optimizer": dict, "history": list, "step": int, "loss": torch.Tensor, "step_ms": torch.Tensor}
+STATE = {"optimizer": dict, "history": list, "step": int, "sums": torch.Tensor, "step_ms": torch.Tensor}
 
 
 def asked(batch: Batch, shift: int) -> int:
@@ -71,15 +71,15 @@ class Training:
         self.optimizer = engine.optim.AdamW(groups, lr=config.lr, betas=BETAS)
         self.history: list[dict[str, float]] = []
         self.step = 0
-        # the sum of training losses since the last row of the history
-        self.loss = torch.zeros((), dtype=torch.float64)
+        # sums of the training loss and of the gradient's norm since the last row of the history
+        self.sums = torch.zeros(2, dtype=torch.float64)
         self.step_ms: deque[float] = deque(maxlen=KEPT_STEP_TIMES)
         if state:
             load_optimizer(self.optimizer, self.model, state["optimizer"])
             self.history, self.step = list(state["history"]), state["step"]
-            self.loss = state["loss"]
+            self.sums = state["sums"]
             self.step_ms.extend(state["step_ms"].tolist())
-        self.loss = self.loss.to(world.device)
+        self.sums = self.sums.to(world.device)
         self.validation = data.validation(VAL_ROWS)
         self.share = config.batch_size // (world.size * config.accumulate)
 
@@ -90,7 +90,7 @@ class Training:
             "optimizer": full_optimizer(self.optimizer, self.model),
             "history": self.history,
             "step": self.step,
-            "loss": self.loss.cpu(),
+            "sums": self.sums.cpu(),
             "step_ms": torch.tensor(self.step_ms, dtype=torch.float64),
         }
 
@@ -125,9 +125,10 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
         self.wrapped.train()
-        self.loss += self.backward(self.step)
-        if self.config.clip:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        loss = self.backward(self.step)
+        # over all processes' gradients, sharded or not
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
+        self.sums += torch.stack([loss, full(norm)])
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.world.device != "cpu":
@@ -166,14 +167,15 @@ class Training:
     def record(self) -> dict[str, float]:
         """A row of the history, from the steps since the last one."""
         since = self.step - (self.history[-1]["step"] if self.history else 0)
-        row = {"step": self.step, "train_loss": float(self.loss) / since, **self.validate()}
+        loss, norm = (self.sums / since).tolist()
+        row = {"step": self.step, "train_loss": loss, "gradient_norm": norm, **self.validate()}
         for name in ("train_loss", "val_loss"):
             if not math.isfinite(row[name]):
                 raise TrainingError(
                     f"{name} is {row[name]} after step {self.step}: training diverged; lower --lr "
                     f"(now {self.config.lr:g})"
                 )
-        self.loss.zero_()
+        self.sums.zero_()
         self.history.append(row)
         return row
 
