@@ -16,6 +16,8 @@ DOCUMENTED = {
     "hardshrink": "(input, lambd=0.5)",
     "linear": "(input, weight, bias=None)",
     "logsigmoid": "(input)",
+    "scaled_dot_product_attention": "(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, "
+    "scale=None, enable_gqa=False)",
     "softplus": "(input, beta=1.0, threshold=20.0)",
     "softshrink": "(input, lambd=0.5)",
 }
@@ -27,9 +29,19 @@ MODULES = {
     "LayerNorm": ((3,), None),
     "Embedding": ((10, 5), lambda: (torch.randint(10, (4, 3)),)),
     "GLU": ((-1,), lambda: (torch.randn(4, 6),)),
+    "BCELoss": ((), lambda: (torch.rand(4, 3), torch.rand(4, 3))),
+    "BCEWithLogitsLoss": ((), lambda: (torch.randn(4, 3), torch.rand(4, 3))),
+    "CrossEntropyLoss": ((), lambda: (torch.randn(4, 3), torch.tensor([0, 2, 1, 1]))),
+    "HuberLoss": ((), lambda: (torch.randn(4, 3), torch.randn(4, 3))),
+    "KLDivLoss": ((None, None, "batchmean"), lambda: (torch.randn(4, 3), torch.rand(4, 3))),
+    "L1Loss": ((), lambda: (torch.randn(4, 3), torch.randn(4, 3))),
     "Linear": ((3, 5), None),
+    "LinearCrossEntropyLoss": ((3, 5), lambda: (torch.randn(4, 3), torch.tensor([0, 4, 1, 1]))),
     "LogSoftmax": ((-1,), None),
     "RMSNorm": ((3,), None),
+    "MSELoss": ((), lambda: (torch.randn(4, 3), torch.randn(4, 3))),
+    "NLLLoss": ((), lambda: (torch.randn(4, 3), torch.tensor([0, 2, 1, 1]))),
+    "SmoothL1Loss": ((), lambda: (torch.randn(4, 3), torch.randn(4, 3))),
     "Softmax": ((-1,), None),
     "Threshold": ((0.5, 2.0), None),
 }
