@@ -32,10 +32,6 @@ from .ops.embedding import embedding
 from .ops.glu import geglu, glu, reglu, swiglu
 from .ops.group_norm import group_norm
 from .ops.linear import linear
-from .ops.norm import layer_norm, rms_norm
-from .ops.rotary import rotary_embedding, rotary_tables
-from .ops.cross_entropy import cross_entropy, nll_loss
-from .ops.linear import linear
 from .ops.linear_cross_entropy import linear_cross_entropy
 from .ops.loss import (
     binary_cross_entropy,
