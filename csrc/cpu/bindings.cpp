@@ -16,6 +16,9 @@ void* pointer(Address address) { return reinterpret_cast<void*>(address); }
 
 }  // namespace
 
+void bind_norm(py::module_& m);
+void bind_cross_entropy(py::module_& m);
+void bind_loss(py::module_& m);
 void bind_attention(py::module_& m);
 
 PYBIND11_MODULE(_cpu, m) {
@@ -77,5 +80,9 @@ PYBIND11_MODULE(_cpu, m) {
         kernelzoo::softmax_bwd(dtype, pointer(dy), pointer(y), pointer(dx), outer, n, inner, log, threads);
       },
       no_gil);
+  bind_norm(m);
+
+  bind_cross_entropy(m);
+  bind_loss(m);
   bind_attention(m);
 }

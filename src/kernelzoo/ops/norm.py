@@ -127,6 +127,8 @@ class NormFunction(KernelFunction):
             s = aten._unsafe_view(s, x.shape)
         if any(ctx.needs_input_grad):
             ctx.set_materialize_grads(False)
+            if residual is not None and not (ctx.needs_input_grad[0] or ctx.needs_input_grad[3]):
+                ctx.mark_non_differentiable(s)
             ctx.save_for_backward(x if residual is None else s, weight, bias, mean, rstd)
             ctx.dtypes = x.dtype, None if residual is None else residual.dtype
             ctx.shape, ctx.eps, ctx.rms, ctx.backend = shape, eps, rms, backend
@@ -155,6 +157,8 @@ class NormFunction(KernelFunction):
         d, dw, db = ds, None, None
         if dy is not None:
             s, weight, bias = (None if t is None else t.view_as(t) for t in (s, weight, bias))
+            if weight is None and need_db:  # torch's own second derivative leaves out Σ dy without a weight
+                weight = torch.ones_like(bias)
             needs = ((s, need_dx or need_dr), (weight, need_dw), (bias, need_db))
             y = cls.formula(s, weight, bias, None, ctx.shape, ctx.eps, ctx.rms)
             found = iter(torch.autograd.grad(y, [t for t, need in needs if need], dy, create_graph=True))
@@ -247,8 +251,9 @@ def served(x, weight, bias, residual=None):
     wide = _wider(x, residual)
     if weight is not None and bias is not None and weight.dtype != bias.dtype:
         return False
-    affine = weight if weight is not None else bias
-    if affine is not None and affine.dtype != wide and not _upwards(wide, affine.dtype):
+    if weight is None and bias is not None and bias.dtype != wide:
+        return False
+    if weight is not None and weight.dtype != wide and not _upwards(wide, weight.dtype):
         return False
     if residual is None or residual.dtype == x.dtype:
         return True

@@ -5,8 +5,25 @@ A model is built from layers only and takes the namespace they come from as its 
 same `state_dict` keys, same initialisation from the same seed).
 """
 
-from . import bert, feedforward, gpt2, plain
+from . import bert, feedforward, gpt2, llama, plain, roberta, vit
+from .base import CheckpointError
+from .checkpoints import save
 from .registry import create, load, options, register
 from .registry import list_models as list
 
-__all__ = ["bert", "create", "feedforward", "gpt2", "list", "load", "options", "plain", "register"]
+__all__ = [
+    "CheckpointError",
+    "bert",
+    "create",
+    "feedforward",
+    "gpt2",
+    "list",
+    "llama",
+    "load",
+    "options",
+    "plain",
+    "register",
+    "roberta",
+    "save",
+    "vit",
+]

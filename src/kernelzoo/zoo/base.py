@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,15 +29,59 @@ ACTIVATIONS = {
 }
 
 
-class Pretrained(kz_nn.Module):
-    """A model that keeps the options it was built with (`options`), by which it is saved."""
+class CheckpointError(ValueError):
+    """Weights that are truncated, foreign, or of another model."""
 
-    name = ""  # in the zoo; set by each model
+
+class Source(NamedTuple):
+    """Where a parameter comes from in the transformers library's checkpoints.
+
+    names: its keys there; several are put one below the other, `rows` rows of each. transposed: it is stored
+    as (in, out). shape: in which it is stored, where that is another.
+    """
+
+    names: tuple[str, ...]
+    rows: tuple[int, ...] | None = None
+    transposed: bool = False
+    shape: tuple[int, ...] | None = None
+
+
+class Pretrained(kz_nn.Module):
+    """A model that keeps the options it was built with, and knows its name in the transformers library.
+
+    What a model says of itself there: `model_type` (empty where that library has none like it), `prefix` of its
+    keys inside a model with a head, `supported` values of config keys that are no options here, `ignored`
+    patterns of keys that hold no weight of it (heads it was not built with, constants).
+    """
+
+    name = ""  # in the zoo
+    model_type = ""
+    prefix = ""
+    supported: dict[str, tuple] = {}  # noqa: RUF012 (constants of a class)
+    ignored: tuple[str, ...] = ()
 
     def __init__(self, options: dict[str, Any]) -> None:
         """options: the constructor's locals()."""
         super().__init__()
         self.options = {k: v for k, v in options.items() if k not in ("self", "nn", "__class__")}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """The options that a config.json stands for."""
+        accepted = inspect.signature(cls).parameters
+        return {key: value for key, value in config.items() if key in accepted and key != "nn"}
+
+    def to_config(self) -> dict[str, Any]:
+        """The config.json of the options."""
+        return dict(self.options)
+
+    def sources(self) -> dict[str, Source]:
+        """Our name of each parameter -> where it is in a checkpoint of a model with a head."""
+        raise NotImplementedError
+
+    def tied(self) -> dict[str, str]:
+        """Keys of a checkpoint that hold a copy of another."""
+        return {}
 
 
 def activation(model: str, name: str) -> str:

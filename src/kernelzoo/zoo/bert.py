@@ -13,6 +13,7 @@ from .base import (
     IGNORED,
     PROBLEMS,
     Pretrained,
+    Source,
     activation,
     check_divides,
     check_one_of,
@@ -40,8 +41,18 @@ class Bert(Pretrained):
     """
 
     name = "bert"
+    model_type, prefix = "bert", "bert."
+    supported = {  # noqa: RUF012
+        "is_decoder": (False,),
+        "add_cross_attention": (False,),
+        "position_embedding_type": ("absolute",),
+    }
+    ignored = (r"^cls\.", r"^(bert\.)?pooler\.", r"^(classifier|qa_outputs)\.", r"embeddings\.position_ids$")
+    architecture = "Bert"
+    mlm_head = ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions")
+    classify_head = ("bert.pooler.dense", "classifier")
     head_act: str | None = None  # the activation in the mlm head; None is hidden_act
-    first_position = 0
+    dropout_first = False  # of the classifier's input
 
     def __init__(
         self,
@@ -77,7 +88,7 @@ class Bert(Pretrained):
         check_one_of(self.name, "problem_type", o["problem_type"], PROBLEMS)
         act = activation(self.name, o["hidden_act"])
         norm = functools.partial(nn.LayerNorm, width, eps=o["layer_norm_eps"])
-        self.limit = o["max_position_embeddings"] - self.first_position
+        self.limit = self._positions()
         self.tokens = nn.Embedding(o["vocab_size"], width, padding_idx=o["pad_token_id"])
         self.positions = self._position_table(nn)
         self.types = nn.Embedding(o["type_vocab_size"], width)
@@ -105,11 +116,15 @@ class Bert(Pretrained):
         elif o["head"] == "classify":
             dropout = o["classifier_dropout"]
             dropout = o["hidden_dropout_prob"] if dropout is None else dropout
-            self.head = ClassifyHead(width, o["num_labels"], dropout, self.name == "roberta", nn=nn)
+            self.head = ClassifyHead(width, o["num_labels"], dropout, self.dropout_first, nn=nn)
         self._losses = loss_functions(nn)
         initialise(self, o["initializer_range"])
 
-    def _position_table(self, nn: Any):
+    def _positions(self) -> int:
+        """How many tokens a sequence may have."""
+        return self.options["max_position_embeddings"]
+
+    def _position_table(self, nn: Any) -> kz_nn.Module:
         return nn.Embedding(self.options["max_position_embeddings"], self.options["hidden_size"])
 
     def _position_vectors(self, input_ids: Tensor, position_ids: Tensor | None) -> Tensor:
@@ -160,6 +175,77 @@ class Bert(Pretrained):
         if labels is not None:
             check_one_of(self.name, "head for labels", None, HEADS[:2])
         return x
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        given = super().from_config(config)
+        for architecture in config.get("architectures") or ():
+            if architecture.startswith(cls.architecture) and architecture[len(cls.architecture) :] in ENDINGS:
+                given["head"] = ENDINGS[architecture[len(cls.architecture) :]]
+        if config.get("id2label"):
+            given["num_labels"] = len(config["id2label"])
+        return given
+
+    def to_config(self) -> dict[str, Any]:
+        config = {key: value for key, value in self.options.items() if key not in ("head", "num_labels")}
+        ending = next(ending for ending, head in ENDINGS.items() if head == self.options["head"])
+        if self.options["head"] == "classify":
+            names = {i: f"LABEL_{i}" for i in range(self.options["num_labels"])}
+            config |= {"id2label": names, "label2id": {label: i for i, label in names.items()}}
+        return {"architectures": [self.architecture + ending], **config}
+
+    def sources(self) -> dict[str, Source]:
+        o, base = self.options, self.prefix
+        pairs = {
+            "tokens.weight": f"{base}embeddings.word_embeddings.weight",
+            "positions.weight": f"{base}embeddings.position_embeddings.weight",
+            "types.weight": f"{base}embeddings.token_type_embeddings.weight",
+        }
+        layers = {"norm": f"{base}embeddings.LayerNorm"}
+        names = {}
+        for i in range(o["num_hidden_layers"]):
+            layer, width = f"{base}encoder.layer.{i}", o["hidden_size"]
+            for part in ("weight", "bias"):
+                keys = tuple(f"{layer}.attention.self.{one}.{part}" for one in ("query", "key", "value"))
+                names[f"blocks.{i}.attn.qkv.{part}"] = Source(keys, (width,) * 3)
+            for ours, theirs in BLOCK.items():
+                layers[f"blocks.{i}.{ours}"] = f"{layer}.{theirs}"
+        if o["head"] == "mlm":
+            layers["head.dense"], layers["head.norm"], out = self.mlm_head
+            if o["tie_word_embeddings"]:
+                pairs["head.bias"] = f"{out}.bias"
+            else:
+                layers["head.out"] = f"{out}.decoder"
+        elif o["head"] == "classify":
+            layers["head.dense"], layers["head.out"] = self.classify_head
+        for ours, theirs in layers.items():
+            pairs |= {f"{ours}.{part}": f"{theirs}.{part}" for part in ("weight", "bias")}
+        return {**{ours: Source((theirs,)) for ours, theirs in pairs.items()}, **names}
+
+    def tied(self) -> dict[str, str]:
+        if self.options["head"] != "mlm" or not self.options["tie_word_embeddings"]:
+            return {}
+        out = self.mlm_head[2]
+        return {
+            f"{out}.decoder.weight": f"{self.prefix}embeddings.word_embeddings.weight",
+            f"{out}.decoder.bias": f"{out}.bias",
+        }
+
+
+# ends of the transformers library's class names -> our head; the first of each is written
+ENDINGS = {
+    "ForMaskedLM": "mlm",
+    "ForPreTraining": "mlm",
+    "ForSequenceClassification": "classify",
+    "Model": None,
+}
+BLOCK = {
+    "attn.out": "attention.output.dense",
+    "norm1": "attention.output.LayerNorm",
+    "mlp.up": "intermediate.dense",
+    "mlp.down": "output.dense",
+    "norm2": "output.LayerNorm",
+}
 
 
 class MaskedLMHead(kz_nn.Module):

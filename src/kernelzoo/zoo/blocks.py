@@ -155,5 +155,4 @@ def add_norm(norm: kz_nn.Module, delta: Tensor | None, stream: Tensor) -> tuple[
     """(norm(s), s) with s = stream + delta; delta None is 0."""
     if delta is None:
         return norm(stream), stream
-    stream = stream + delta
-    return norm(stream), stream
+    return norm(delta, residual=stream)

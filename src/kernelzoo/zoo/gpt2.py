@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import nn as kz_nn
-from .base import activation, check_divides, initialise
+from .base import Source, activation, check_divides, initialise
 from .blocks import MLP, Attention, PreNormBlock, add_norm
 from .cache import Cache
 from .causal import CausalLM
@@ -28,6 +28,9 @@ class GPT2(CausalLM):
 
     name = "gpt2"
     limit_option, layers_option = "n_positions", "n_layer"
+    model_type, prefix = "gpt2", "transformer."
+    supported = {"add_cross_attention": (False,)}  # noqa: RUF012
+    ignored = (r"\.attn\.(masked_)?bias$", r"^(score|multiple_choice_head)\.")
 
     def __init__(
         self,
@@ -100,3 +103,42 @@ class GPT2(CausalLM):
             past = cache.layers[i] if cache else None
             delta, stream = block(delta, stream, mask, causal=True, cache=past)
         return add_norm(self.norm, delta, stream)[0]
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> dict[str, Any]:
+        return super().from_config({"bos_token_id": 50256, "eos_token_id": 50256, **config})
+
+    def to_config(self) -> dict[str, Any]:
+        return {"architectures": ["GPT2LMHeadModel"], **self.options}
+
+    def sources(self) -> dict[str, Source]:
+        names = {
+            "tokens.weight": Source(("transformer.wte.weight",)),
+            "positions.weight": Source(("transformer.wpe.weight",)),
+        }
+        for i in range(self.options["n_layer"]):
+            for ours, theirs in (("norm1", "ln_1"), ("norm2", "ln_2")):
+                for part in ("weight", "bias"):
+                    names[f"blocks.{i}.{ours}.{part}"] = Source((f"transformer.h.{i}.{theirs}.{part}",))
+            for ours, theirs in LINEAR.items():
+                for part in ("weight", "bias"):
+                    key = f"transformer.h.{i}.{theirs}.{part}"
+                    names[f"blocks.{i}.{ours}.{part}"] = Source((key,), transposed=part == "weight")
+        for part in ("weight", "bias"):
+            names[f"norm.{part}"] = Source((f"transformer.ln_f.{part}",))
+        if not self.options["tie_word_embeddings"]:
+            names["head.weight"] = Source(("lm_head.weight",))
+        return names
+
+    def tied(self) -> dict[str, str]:
+        tied = self.options["tie_word_embeddings"]
+        return {"lm_head.weight": "transformer.wte.weight"} if tied else {}
+
+
+# their Conv1D holds a weight as (in, out)
+LINEAR = {
+    "attn.qkv": "attn.c_attn",
+    "attn.out": "attn.c_proj",
+    "mlp.up": "mlp.c_fc",
+    "mlp.down": "mlp.c_proj",
+}

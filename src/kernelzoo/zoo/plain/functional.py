@@ -8,9 +8,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...ops.rotary import rotary_tables  # composed of torch's functions itself
+
+
+__all__ = ["attention_decode", "gelu_tanh", "linear_cross_entropy", "rotary_embedding", "rotary_tables"]
+
 
 def gelu_tanh(input: Tensor) -> Tensor:
     return F.gelu(input, approximate="tanh")
+
+
+def rotary_embedding(
+    x: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor | None = None, *, interleaved: bool = False
+) -> Tensor:
+    """x (B, ..., L, D) with its leading 2·cos.shape[1] features turned; position_ids (L,) or (B, L)."""
+    if position_ids is None:
+        cos, sin = cos[: x.shape[-2]], sin[: x.shape[-2]]
+    else:
+        cos, sin = cos[position_ids], sin[position_ids]
+        if position_ids.dim() == 2:
+            shape = (position_ids.shape[0], *(1,) * (x.dim() - 3), *cos.shape[1:])
+            cos, sin = cos.reshape(shape), sin.reshape(shape)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    turned, rest = x[..., : 2 * cos.shape[-1]], x[..., 2 * cos.shape[-1] :]
+    a, b = (turned[..., ::2], turned[..., 1::2]) if interleaved else turned.chunk(2, -1)
+    pair = a * cos - b * sin, b * cos + a * sin
+    turned = torch.stack(pair, -1).flatten(-2) if interleaved else torch.cat(pair, -1)
+    return torch.cat([turned, rest], -1)
 
 
 def attention_decode(
