@@ -62,6 +62,7 @@ struct Plain {
   static constexpr bool DOT = false;
   static constexpr int64_t PAIR = 1;
   static Vec<T> dot(const T* a, Vec<T> b, Vec<T> acc) { return *a * b + acc; }
+  static Vec<T> dots(Vec<T> a, Vec<T> b, Vec<T> acc) { return a * b + acc; }
 };
 
 // Pairs of bf16 along k, a unit of memory being a pair; sums in float.
@@ -74,8 +75,10 @@ struct Dot {
   static Vec<float> dot(const float* a, Vec<float> b, Vec<float> acc) {
     int32_t bits;
     std::memcpy(&bits, a, sizeof bits);
-    const __m512i x = _mm512_set1_epi32(bits);
-    asm("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(x), "v"(b));
+    return dots((Vec<float>)_mm512_set1_epi32(bits), b, acc);
+  }
+  static Vec<float> dots(Vec<float> a, Vec<float> b, Vec<float> acc) {
+    asm("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
     return acc;
   }
 #endif

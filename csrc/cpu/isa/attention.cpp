@@ -375,66 +375,123 @@ void bwd_bias(const Attention& a, int64_t b, int64_t h, int64_t i, int64_t j) {
             to + ((b * shape[1] + h) * shape[2] + i * BLOCK_M + l) * shape[3] + j * BLOCK_N + r, 1);
 }
 
-// ---- decoding: the queries of a key head's group, all new tokens of each, lie along the lanes
+#include "../attention_decode.h"
 
-// Rows of a part: the group's queries, each with its values' sum, maximum and sum of weights.
+// Rows of a part: the queries of the key head's group, all new tokens of each, with their values' sum, maximum and sum
+// of weights.
 template <class T>
 T* part_of(const Attention& a, int64_t b, int64_t hk, int64_t part) {
   const int64_t row = padded_columns(a.Dv) + 2;
   return static_cast<T*>(a.acc) + ((b * a.Hkv + hk) * a.parts + part) * (a.H / a.Hkv) * a.Lq * row;
 }
 
+// Keys and values j to j + n of the cache: where they lie where both serve as they are, else packed, to an even number.
+template <class P, class S, class T>
+void fetch(const Attention& a, int64_t b, int64_t hk, int64_t j, int64_t n, bool whole, const Forward<P>& f,
+           Operand<T>& k, const T*& v) {
+  const int64_t even = ceil_div(n, P::PAIR) * P::PAIR;
+  k = {f.keys, row_units<P>(a.D), 1};
+  v = f.values;
+  if (!a.page) {
+    const S *keys = row_of<const S>(a.k, a, b, hk, j), *values = row_of<const S>(a.v, a, b, hk, j);
+    if (whole && a.D % (16 * P::PAIR)) {
+      pack<P>(keys, a.k.row, n, a.D, f.keys, n);
+    } else {
+      k = as_rows<P>(keys, a.k.row, n, a.D, f.keys);
+    }
+    if constexpr (!P::DOT && sizeof(S) == sizeof(T)) {
+      if (a.Dv % 16 == 0 && a.v.row == a.Dv) {
+        v = reinterpret_cast<const T*>(values);
+        return;
+      }
+    }
+    pack<P>(values, a.v.row, n, a.Dv, f.values, even);
+    return;
+  }
+  for (int64_t done = 0; done < n;) {
+    const int64_t row = (j + done) % a.page, block = a.table[b * a.table_row + (j + done) / a.page];
+    const int64_t take = a.page - row < n - done ? a.page - row : n - done;
+    const int64_t tail = done + take < n ? 0 : even - n;
+    pack<P>(row_of<const S>(a.k, a, block, hk, row), a.k.row, take, a.D, f.keys + done * k.row, take);
+    pack<P>(row_of<const S>(a.v, a, block, hk, row), a.v.row, take, a.Dv, f.values + done * row_units<P>(a.Dv),
+            take + tail);
+    done += take;
+  }
+}
+
+// Queries up to which keys along the lanes are faster than queries.
+constexpr int64_t FEW = 8;
+
+// One block of keys for few queries.
+template <class P, class T = typename P::T>
+void few_step(const Attention& a, Forward<P>& f, Vec<T>* sums, int64_t j, int64_t n, Operand<T> k, const T* v) {
+  constexpr int64_t LD = BLOCK_N / P::PAIR;
+  const int64_t units = row_units<P>(a.D);
+  T* p = P::DOT ? f.pairs : f.tile.s;
+  for (int64_t r = 0; r < f.q.count; ++r) {
+    T* s = f.tile.s + r * BLOCK_N;
+    dot_rows<P>(f.rows + r * units, k.p, k.row, n, units, s);
+    const T factor =
+        weigh<P>(a, f.q.position[r], f.q.slope[r], j, n, s, p + r * LD, f.run.max[r], sums[r]);
+    if (factor != 1)
+      for (int64_t l = 0; l < f.ldo; l += WIDTH<T>)
+        storev(f.o + r * f.ldo + l, loadv(f.o + r * f.ldo + l) * factor);
+  }
+  product<P, true>(f.q.count, f.ldo, n, {p, LD, 1}, interleaved<P>(v, ceil_div(n, P::PAIR) * P::PAIR, a.Dv, f.inter),
+                   f.ldo, f.o, f.ldo, EVERYTHING, true);
+}
+
 template <class P, class S>
 void decode(const Attention& a, int64_t b, int64_t hk, int64_t part) {
   using T = typename P::T;
   const int64_t group = a.H / a.Hkv, rows = group * a.Lq, length = a.lengths[b], before = length - a.Lq;
+  const int64_t units = row_units<P>(a.D);
   Arena arena;
   Forward<P> f(arena, a);
   T* to = part_of<T>(a, b, hk, part);
   for (int64_t r0 = 0; r0 < rows; r0 += BLOCK_M) {
     const int64_t m = rows - r0 < BLOCK_M ? rows - r0 : BLOCK_M;
+    const bool few = m <= FEW;
     f.q.count = m;
     f.q.first = before + a.Lq - 1;
     f.q.last = before;
-    for (int64_t l = 0; l < BLOCK_M; ++l) {
+    for (int64_t l = 0; l < padded_columns(m); ++l) {
       const int64_t r = r0 + (l < m ? l : m - 1), h = hk * group + r / a.Lq, position = before + r % a.Lq;
       f.q.position[l] = static_cast<typename Lanes<T>::Int>(position);
       f.q.slope[l] = a.slopes ? a.slopes[b * a.slopes_batch + h * a.slopes_head] : 0.0f;
       if (position < f.q.first) f.q.first = position;
       if (position > f.q.last) f.q.last = position;
-      if (l < m) pack<P>(row_of<const S>(a.q, a, b, h, r % a.Lq), 0, 1, a.D, f.rows + l * row_units<P>(a.D), 1);
+      if (l < m) pack<P>(row_of<const S>(a.q, a, b, h, r % a.Lq), 0, 1, a.D, f.rows + l * units, 1);
     }
-    std::memset(f.rows + m * row_units<P>(a.D), 0, (padded_columns(m) - m) * row_units<P>(a.D) * sizeof(T));
-    transpose(f.rows, row_units<P>(a.D), f.queries, BLOCK_M, padded_columns(m), row_units<P>(a.D));
     f.start();
+    Vec<T> sums[FEW] = {};
+    if (!few) {
+      std::memset(f.rows + m * units, 0, (padded_columns(m) - m) * units * sizeof(T));
+      transpose(f.rows, units, f.queries, BLOCK_M, padded_columns(m), units);
+    }
     Span span = visible(a, f.q, length);
     const int64_t begin = part * a.part, end = begin + a.part;
     if (span.begin < begin) span.begin = begin;
     if (span.end > end) span.end = end;
     for (int64_t j = span.begin; j < span.end; j += BLOCK_N) {
-      const int64_t n = span.end - j < BLOCK_N ? span.end - j : BLOCK_N, even = ceil_div(n, P::PAIR) * P::PAIR;
-      Operand<T> k = {f.keys, row_units<P>(a.D), 1};
-      if (!a.page) {
-        k = as_rows<P>(row_of<const S>(a.k, a, b, hk, j), a.k.row, n, a.D, f.keys);
-        pack<P>(row_of<const S>(a.v, a, b, hk, j), a.v.row, n, a.Dv, f.values, even);
+      const int64_t n = span.end - j < BLOCK_N ? span.end - j : BLOCK_N;
+      Operand<T> k;
+      const T* v;
+      fetch<P, S>(a, b, hk, j, n, few, f, k, v);
+      if (few) {
+        few_step<P>(a, f, sums, j, n, k, v);
       } else {
-        for (int64_t done = 0; done < n;) {
-          const int64_t row = (j + done) % a.page, block = a.table[b * a.table_row + (j + done) / a.page];
-          const int64_t take = a.page - row < n - done ? a.page - row : n - done;
-          const int64_t tail = done + take < n ? 0 : even - n;
-          pack<P>(row_of<const S>(a.k, a, block, hk, row), a.k.row, take, a.D, f.keys + done * k.row, take);
-          pack<P>(row_of<const S>(a.v, a, block, hk, row), a.v.row, take, a.Dv,
-                  f.values + done * row_units<P>(a.Dv), take + tail);
-          done += take;
-        }
+        f.template step<S>(a, b, 0, 0, j, n, k, v, false);
       }
-      f.template step<S>(a, b, 0, 0, j, n, k, f.values, false);
     }
     for (int64_t l = 0; l < m; ++l) {
       T* row = to + (r0 + l) * (f.ldo + 2);
       std::memcpy(row, f.o + l * f.ldo, f.ldo * sizeof(T));
       row[f.ldo] = f.run.max[l];
-      row[f.ldo + 1] = f.run.sum[l];
+      T sum = f.run.sum[l];
+      if (few)
+        for (int64_t i = 0; i < WIDTH<T>; ++i) sum += sums[l][i];
+      row[f.ldo + 1] = sum;
     }
   }
 }
