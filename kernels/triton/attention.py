@@ -105,8 +105,9 @@ def _attend(
     DESC: tl.constexpr,
     BIAS: tl.constexpr, HAS_SLOPES: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr, FOLD: tl.constexpr, ACC: tl.constexpr,
-    PRECISION: tl.constexpr, FAST: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    PRECISION: tl.constexpr, FAST: tl.constexpr, EDGES_APART: tl.constexpr, EVEN_D: tl.constexpr,
+    EVEN_DV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """o (BLOCK_M, BLOCK_DV) and lse (BLOCK_M,) of the queries from start_m on."""
     rows = start_m + tl.arange(0, BLOCK_M)
@@ -132,13 +133,15 @@ def _attend(
     l = tl.zeros((BLOCK_M,), ACC)
     m = tl.full((BLOCK_M,), float("-inf"), ACC)
     for part in tl.static_range(3):
-        if part == 0:  # the left edge of a window
+        if not EDGES_APART:
+            start, end = lo, hi
+        elif part == 0:  # the left edge of a window
             start, end = lo, full_lo
         elif part == 1:
             start, end = full_lo, full_hi
         else:  # the diagonal, and the last keys
             start, end = full_hi, hi
-        if part > 0 or HAS_LEFT:
+        if part == 2 or (EDGES_APART and (part == 1 or HAS_LEFT)):
             acc, l, m = _walk_keys(
                 acc, l, m, q, k_src, v_src, stride_kn, stride_vn, at, kv_head, start, end, rows, pos, Lq, Lk,
                 valid, bias_ptrs, stride_bn, slope, row_block, seed, threshold, scale, softcap, left, right,
@@ -161,7 +164,7 @@ def _attention_fwd_kernel(
     BIAS: tl.constexpr, HAS_SLOPES: tl.constexpr, HAS_LENGTHS: tl.constexpr, PACKED: tl.constexpr,
     ALIGN_END: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
     DROPOUT: tl.constexpr, FOLD: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    FAST: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
+    FAST: tl.constexpr, EDGES_APART: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """A program computes (BLOCK_M, Dv) of o from any strides."""
@@ -188,7 +191,7 @@ def _attention_fwd_kernel(
             bias_ptr, slopes_ptr, seed_ptr, H, max_q, padded_k, stride_bb, stride_bh, stride_bm, stride_bn,
             stride_sb, stride_sh, scale, softcap, left, right, threshold, keep_scale, D, Dv,
             False, BIAS, HAS_SLOPES, HAS_LEFT, HAS_RIGHT, HAS_SOFTCAP, DROPOUT, FOLD, ACC, PRECISION, FAST,
-            EVEN_D, EVEN_DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV,
+            EDGES_APART, EVEN_D, EVEN_DV, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV,
         )  # fmt: skip
         o_start = o_ptr + at * stride_ob + head_long * stride_oh + start_q * stride_om
         o = narrow(o, o_ptr.dtype.element_ty)
@@ -203,11 +206,13 @@ def _attention_fwd_desc_kernel(
     scale: tl.float64, softcap: tl.float64, left, right, threshold: tl.int64, keep_scale: tl.float64,
     HAS_SLOPES: tl.constexpr, HAS_LENGTHS: tl.constexpr, ALIGN_END: tl.constexpr, HAS_LEFT: tl.constexpr,
     HAS_RIGHT: tl.constexpr, HAS_SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr, FOLD: tl.constexpr,
-    ACC: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr, DTYPE: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr, EDGES_APART: tl.constexpr, DTYPE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    SLICES: tl.constexpr,
 ):  # fmt: skip
     """As above through tensor descriptors, which mask every edge themselves. The resident programs walk the tiles,
-    longest first, there and back: a program that had the longest of one round has the shortest of the next."""
+    longest first, there and back: a program that had the longest of one round has the shortest of the next.
+    o leaves in SLICES column slices (1 or 2): half the staging memory."""
     programs = tl.num_programs(0)
     num_m = tl.cdiv(Lq, BLOCK_M)
     num_tiles = num_m * B * H
@@ -228,9 +233,16 @@ def _attention_fwd_desc_kernel(
                 lse_ptr, slopes_ptr, seed_ptr, H, max_q, padded_k, 0, 0, 0, 0,
                 stride_sb, stride_sh, scale, softcap, left, right, threshold, keep_scale, D, Dv,
                 True, "none", HAS_SLOPES, HAS_LEFT, HAS_RIGHT, HAS_SOFTCAP, DROPOUT, FOLD, ACC, PRECISION,
-                FAST, True, True, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV,
+                FAST, EDGES_APART, True, True, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV,
             )  # fmt: skip
-            o_desc.store([b, head, start_m, 0], narrow(o, DTYPE).reshape(1, 1, BLOCK_M, BLOCK_DV))
+            if SLICES == 1:
+                parts = (o,)
+            else:
+                tl.static_assert(SLICES == 2)
+                parts = tl.split(tl.permute(tl.reshape(o, (BLOCK_M, 2, BLOCK_DV // 2)), (0, 2, 1)))
+            for i in tl.static_range(SLICES):
+                part = narrow(parts[i], DTYPE).reshape(1, 1, BLOCK_M, BLOCK_DV // SLICES)
+                o_desc.store([b, head, start_m, i * (BLOCK_DV // SLICES)], part)
             rows = start_m + tl.arange(0, BLOCK_M)
             tl.store(lse_ptr + bh.to(tl.int64) * Lq + rows, lse, mask=rows < Lq)
 
@@ -238,9 +250,10 @@ def _attention_fwd_desc_kernel(
 def fwd_tile(target, dtype, precision, width, descriptors):
     """Tile for heads of `width` columns, a power of two. Not yet measured on a device: the sizes follow from
     registers, spills and shared memory as compiled ahead of time (tests/aot)."""
+    slices = {"SLICES": 2 if width == 256 else 1} if descriptors else {}
     if target.backend == "interpreter":  # small, so that tiny odd shapes have edges in every direction
-        return {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}
-    return {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
+        return {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1} | slices
+    return {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2} | slices
 
 
 def has_descriptor_kernel(target, dtype, D, Dv):
@@ -261,8 +274,8 @@ def _describable(t):
     return t.numel() > 0 and all(p > 0 and p % 16 == 0 for p in pitches) and t.data_ptr() % 16 == 0
 
 
-def _descriptor(t, rows):
-    return TensorDescriptor(t, list(t.shape), _map_strides(t), [1, 1, rows, t.shape[3]])
+def _descriptor(t, rows, slices=1):
+    return TensorDescriptor(t, list(t.shape), _map_strides(t), [1, 1, rows, t.shape[3] // slices])
 
 
 def attention_fwd(
@@ -299,7 +312,7 @@ def attention_fwd(
                 del common[name]
             _attention_fwd_desc_kernel[(min(blocks, target.num_sms),)](
                 q_desc=_descriptor(q, tile["BLOCK_M"]), k_desc=_descriptor(k, tile["BLOCK_N"]),
-                v_desc=_descriptor(v, tile["BLOCK_N"]), o_desc=_descriptor(o, tile["BLOCK_M"]),
+                v_desc=_descriptor(v, tile["BLOCK_N"]), o_desc=_descriptor(o, tile["BLOCK_M"], tile["SLICES"]),
                 DTYPE=STORAGE[q.dtype], **common,
             )  # fmt: skip
         else:

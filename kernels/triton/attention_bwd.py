@@ -147,8 +147,8 @@ def _attention_bwd_dkv_kernel(
     NEED_DK: tl.constexpr, NEED_DV: tl.constexpr,
     BIAS: tl.constexpr, HAS_SLOPES: tl.constexpr, HAS_LENGTHS: tl.constexpr, PACKED: tl.constexpr,
     ALIGN_END: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-    DROPOUT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    FAST: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
+    DROPOUT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
+    EDGES_APART: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """A program computes BLOCK_N rows of dk and dv of one key head, over its group's queries."""
@@ -160,11 +160,11 @@ def _attention_bwd_dkv_kernel(
     at, start_q, start_k, Lq, Lk, valid, shift = sequence_of(
         b, cu_q_ptr, cu_k_ptr, key_lengths_ptr, Lq, Lk, PACKED, HAS_LENGTHS, ALIGN_END
     )
+    scale = tl.full([], scale, ACC)
+    softcap = tl.full([], softcap, ACC)
+    keep_scale = tl.full([], keep_scale, ACC)
     start_n = pid_n * BLOCK_N
     if start_n < Lk:
-        scale = tl.full([], scale, ACC)
-        softcap = tl.full([], softcap, ACC)
-        keep_scale = tl.full([], keep_scale, ACC)
         keys = start_n + tl.arange(0, BLOCK_N)
         key = keys[:, None]
         offs_d = tl.arange(0, BLOCK_D)
@@ -192,13 +192,15 @@ def _attention_bwd_dkv_kernel(
             first_block = (b.to(tl.int64) * H + head) * max_q * padded_k
             first_row = (at * H + head) * total_q + start_q
             for part in tl.static_range(3):
-                if part == 0:  # the diagonal; everything if the last valid key is in this block
+                if not EDGES_APART:
+                    start, end = lo, hi
+                elif part == 0:  # the diagonal; everything if the last valid key is in this block
                     start, end = lo, full_lo
                 elif part == 1:
                     start, end = full_lo, full_hi
                 else:  # where a window leaves these keys behind
                     start, end = full_hi, hi
-                if part < 2 or HAS_LEFT:
+                if part == 0 or (EDGES_APART and (part == 1 or HAS_LEFT)):
                     dk, dv = _walk_queries(
                         dk, dv, k, v, q_ptr + at * stride_qb + head * stride_qh + start_q * stride_qm,
                         do_ptr + at * stride_dob + head * stride_doh + start_q * stride_dom,
@@ -265,8 +267,8 @@ def _attention_bwd_dq_kernel(
     scale: tl.float64, softcap: tl.float64, left, right, threshold: tl.int64, keep_scale: tl.float64,
     BIAS: tl.constexpr, HAS_SLOPES: tl.constexpr, HAS_LENGTHS: tl.constexpr, PACKED: tl.constexpr,
     ALIGN_END: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-    DROPOUT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    FAST: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
+    DROPOUT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
+    EDGES_APART: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """A program computes BLOCK_M rows of dq of one head."""
@@ -277,11 +279,11 @@ def _attention_bwd_dq_kernel(
     at, start_q, start_k, Lq, Lk, valid, shift = sequence_of(
         b, cu_q_ptr, cu_k_ptr, key_lengths_ptr, Lq, Lk, PACKED, HAS_LENGTHS, ALIGN_END
     )
+    scale = tl.full([], scale, ACC)
+    softcap = tl.full([], softcap, ACC)
+    keep_scale = tl.full([], keep_scale, ACC)
     start_m = pid_m * BLOCK_M
     if start_m < Lq:
-        scale = tl.full([], scale, ACC)
-        softcap = tl.full([], softcap, ACC)
-        keep_scale = tl.full([], keep_scale, ACC)
         rows = start_m + tl.arange(0, BLOCK_M)
         pos = (rows + shift)[:, None]
         offs_d = tl.arange(0, BLOCK_D)
@@ -310,13 +312,15 @@ def _attention_bwd_dq_kernel(
         lo, full_lo, full_hi, hi = key_range(first, last, valid, left, right, HAS_LEFT, HAS_RIGHT, BLOCK_N)
         dq = tl.zeros((BLOCK_M, BLOCK_D), ACC)
         for part in tl.static_range(3):  # as in the forward
-            if part == 0:
+            if not EDGES_APART:
+                start, end = lo, hi
+            elif part == 0:
                 start, end = lo, full_lo
             elif part == 1:
                 start, end = full_lo, full_hi
             else:
                 start, end = full_hi, hi
-            if part > 0 or HAS_LEFT:
+            if part == 2 or (EDGES_APART and (part == 1 or HAS_LEFT)):
                 dq = _walk_keys(
                     dq, q, do, lse2, delta, k_ptr + at * stride_kb + kv_head * stride_kh + start_k * stride_kn,
                     v_ptr + at * stride_vb + kv_head * stride_vh + start_k * stride_vn, stride_kn, stride_vn,
@@ -340,8 +344,8 @@ def _attention_bwd_dbias_kernel(
     SUM_M: tl.constexpr, SUM_N: tl.constexpr,
     BIAS: tl.constexpr, HAS_SLOPES: tl.constexpr, HAS_LENGTHS: tl.constexpr, ALIGN_END: tl.constexpr,
     HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-    DROPOUT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    FAST: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
+    DROPOUT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
+    EDGES_APART: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """A program owns a (BLOCK_M, BLOCK_N) tile of the unexpanded bias's gradient and sums over the `batches` and
@@ -369,7 +373,7 @@ def _attention_bwd_dbias_kernel(
         b = first_b + shared // heads
         head = first_h + shared % heads
         kv_head = head // group
-        _, _, _, _, _, valid, shift = sequence_of(
+        _at, _q, _k, _Lq, _Lk, valid, shift = sequence_of(
             b, key_lengths_ptr, key_lengths_ptr, key_lengths_ptr, Lq, Lk, False, HAS_LENGTHS, ALIGN_END
         )
         slope = scale
@@ -403,7 +407,7 @@ def _attention_bwd_dbias_kernel(
                 if DROPOUT:
                     row_block = ((b * H + head) * max_q + rows) * padded_k
                     keep = kept(seed, row_block, start_n, threshold, BLOCK_M, BLOCK_N)
-                _, ds, _ = _p_and_ds(
+                _p, ds, _dqk = _p_and_ds(
                     qk, dp, pos, key, lse2, delta, keep,
                     is_visible(pos, key, valid, left, right, HAS_LEFT, HAS_RIGHT),
                     bias_ptrs, (rows < Lq)[:, None] & (key < Lk), slope, scale, softcap, keep_scale,
@@ -508,11 +512,15 @@ def attention_bwd(
                 dk = like_output(*k.shape[:1], k.shape[2], kv_heads, k.shape[3], k)
             if need_dv:
                 dv = like_output(*v.shape[:1], v.shape[2], kv_heads, v.shape[3], v)
-            _attention_bwd_dkv_kernel[(B * kv_heads * triton.cdiv(max_k, tile["BLOCK_N"]),)](
-                **tensors, dk_ptr=dk, dv_ptr=dv, B=B, max_k=max_k, together=max(1, together * kv_heads // max(H, 1)),
-                **strides(dk=dk if need_dk else k, dv=dv if need_dv else v),
-                NEED_DK=need_dk, NEED_DV=need_dv, **common, **tile,
-            )  # fmt: skip
+            passes = [(need_dk, need_dv)]
+            if need_dk and need_dv and tile.pop("APART", False):
+                passes = [(True, False), (False, True)]
+            for with_dk, with_dv in passes:
+                _attention_bwd_dkv_kernel[(B * kv_heads * triton.cdiv(max_k, tile["BLOCK_N"]),)](
+                    **tensors, dk_ptr=dk, dv_ptr=dv, B=B, together=max(1, together * kv_heads // max(H, 1)),
+                    max_k=max_k, **strides(dk=dk if need_dk else k, dv=dv if need_dv else v),
+                    NEED_DK=with_dk, NEED_DV=with_dv, **common, **tile,
+                )  # fmt: skip
         if need_dq:
             tile = dq_tile(target, q.dtype, precision, width)
             dq = like_output(q.shape[0], q.shape[2], H, q.shape[3], q)

@@ -208,6 +208,7 @@ def arguments(q, k, v, bias, slopes, key_lengths, cu_q, cu_k, seed, max_q, max_k
     kind = "none" if bias is None else "bool" if bias.dtype == torch.bool else "float"
     if kind == "bool":
         bias = bias.view(torch.uint8)
+    heavy = kind != "none" or slopes is not None or softcap > 0 or dropout_p > 0
     stride_bias = bias.stride() if bias is not None else (0, 0, 0, 0)
     return dict(
         bias_ptr=bias, slopes_ptr=slopes, key_lengths_ptr=key_lengths, cu_q_ptr=cu_q, cu_k_ptr=cu_k,
@@ -222,7 +223,7 @@ def arguments(q, k, v, bias, slopes, key_lengths, cu_q, cu_k, seed, max_q, max_k
         BIAS=kind, HAS_SLOPES=slopes is not None, HAS_LENGTHS=key_lengths is not None, PACKED=packed,
         ALIGN_END=bool(align_end), HAS_LEFT=left >= 0, HAS_RIGHT=right >= 0, HAS_SOFTCAP=softcap > 0,
         DROPOUT=dropout_p > 0, ACC=STORAGE[acc_dtype(q.dtype)], PRECISION=matmul_precision(q.dtype),
-        FAST=is_fast(q.dtype), BLOCK_D=block_d(D), BLOCK_DV=block_d(Dv),
+        EDGES_APART=not heavy, FAST=is_fast(q.dtype), BLOCK_D=block_d(D), BLOCK_DV=block_d(Dv),
         EVEN_D=D == block_d(D), EVEN_DV=Dv == block_d(Dv),
     )  # fmt: skip
 
