@@ -112,7 +112,7 @@ def check(backend, numbers):
 
 @pytest.mark.parametrize("backend", KERNELS)
 def test_a_few_combinations(backend):
-    check(backend, range(8 if backend == "triton" and not GPU else 60))
+    check(backend, range(4 if backend == "triton" and not GPU else 60))
 
 
 @pytest.mark.slow
