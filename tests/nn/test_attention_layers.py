@@ -36,7 +36,7 @@ def same(ours, theirs, call, inputs):
                 given = [t.detach().clone().requires_grad_() for t in inputs]
                 results = [t for t in call(module, *given) if t is not None]
                 torch.manual_seed(3)
-                sum((t * torch.randn_like(t)).sum() for t in results).backward()
+                sum((t * torch.randn(t.shape)).sum() for t in results).backward()
                 found.append((results, [t.grad for t in given], [p.grad for p in module.parameters()]))
         torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
 
