@@ -40,10 +40,22 @@ MODULES = {
     "LogSoftmax": ((-1,), None),
     "RMSNorm": ((3,), None),
     "MSELoss": ((), lambda: (torch.randn(4, 3), torch.randn(4, 3))),
+    "MultiheadAttention": ((6, 2), lambda: tuple(torch.randn(4, 3, 6) for _ in range(3))),
     "NLLLoss": ((), lambda: (torch.randn(4, 3), torch.tensor([0, 2, 1, 1]))),
     "SmoothL1Loss": ((), lambda: (torch.randn(4, 3), torch.randn(4, 3))),
     "Softmax": ((-1,), None),
     "Threshold": ((0.5, 2.0), None),
+    "Transformer": ((6, 2, 1, 1, 8), lambda: (torch.randn(4, 3, 6), torch.randn(5, 3, 6))),
+    "TransformerDecoder": (
+        (torch.nn.TransformerDecoderLayer(6, 2, 8), 1),
+        lambda: (torch.randn(4, 3, 6), torch.randn(5, 3, 6)),
+    ),
+    "TransformerDecoderLayer": ((6, 2, 8), lambda: (torch.randn(4, 3, 6), torch.randn(5, 3, 6))),
+    "TransformerEncoder": (
+        (torch.nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), 1),
+        lambda: (torch.randn(4, 3, 6),),
+    ),
+    "TransformerEncoderLayer": ((6, 2, 8), lambda: (torch.randn(4, 3, 6),)),
 }
 
 

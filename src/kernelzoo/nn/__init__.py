@@ -28,6 +28,7 @@ from .activation import (
     Tanhshrink,
     Threshold,
 )
+from .attention import MultiheadAttention
 from .dropout import Dropout
 from .embedding import Embedding
 from .glu import GLU, GatedMLP
@@ -45,6 +46,13 @@ from .loss import (
 )
 from .norm import GroupNorm, LayerNorm, RMSNorm
 from .rotary import RotaryEmbedding
+from .transformer import (
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
 
 if hasattr(_torch, "LinearCrossEntropyLoss"):  # torch has it since 2.12
     from .loss import LinearCrossEntropyLoss
