@@ -173,7 +173,10 @@ def kept(seed, row_block, start_n, threshold, BLOCK_M: tl.constexpr, BLOCK_N: tl
     column = tl.arange(0, BLOCK_N // 4) + start_n // 4
     w0, w1, w2, w3 = words4(seed, row_block[:, None] + column[None, :])
     t = tl.full([], threshold, tl.uint32)
-    pairs = tl.join(tl.join((w0 >= t).to(tl.int8), (w2 >= t).to(tl.int8)), tl.join((w1 >= t).to(tl.int8), (w3 >= t).to(tl.int8)))
+    pairs = tl.join(
+        tl.join((w0 >= t).to(tl.int8), (w2 >= t).to(tl.int8)),
+        tl.join((w1 >= t).to(tl.int8), (w3 >= t).to(tl.int8)),
+    )
     return tl.reshape(pairs, (BLOCK_M, BLOCK_N)) != 0
 
 
@@ -215,7 +218,7 @@ def arguments(q, k, v, bias, slopes, key_lengths, cu_q, cu_k, seed, max_q, max_k
         seed_ptr=seed if dropout_p > 0 else None,
         H=q.shape[1], group=q.shape[1] // k.shape[1], Lq=q.shape[2], Lk=k.shape[2], D=D, Dv=Dv,
         max_q=max_q, padded_k=padded_keys(max_k),
-        stride_bb=stride_bias[0], stride_bh=stride_bias[1], stride_bm=stride_bias[2], stride_bn=stride_bias[3],
+        **{f"stride_b{dim}": stride for dim, stride in zip("bhmn", stride_bias, strict=True)},
         stride_sb=slopes.stride(0) if slopes is not None else 0,
         stride_sh=slopes.stride(1) if slopes is not None else 0,
         scale=scale, softcap=softcap, left=left, right=right, threshold=threshold(dropout_p),
@@ -224,7 +227,7 @@ def arguments(q, k, v, bias, slopes, key_lengths, cu_q, cu_k, seed, max_q, max_k
         ALIGN_END=bool(align_end), HAS_LEFT=left >= 0, HAS_RIGHT=right >= 0, HAS_SOFTCAP=softcap > 0,
         DROPOUT=dropout_p > 0, ACC=STORAGE[acc_dtype(q.dtype)], PRECISION=matmul_precision(q.dtype),
         EDGES_APART=not heavy, FAST=is_fast(q.dtype), BLOCK_D=block_d(D), BLOCK_DV=block_d(Dv),
-        EVEN_D=D == block_d(D), EVEN_DV=Dv == block_d(Dv),
+        EVEN_D=block_d(D) == D, EVEN_DV=block_d(Dv) == Dv,
     )  # fmt: skip
 
 

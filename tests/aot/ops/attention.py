@@ -25,13 +25,15 @@ def arguments(case):
     if "float" in flags:
         bias = empty(1, H, L, L).expand(B, H, L, L)
     cu = empty(B + 1, dtype=torch.int32) if packed else None
-    return dict(
-        q=q, k=k, v=k, bias=bias, slopes=empty(B, H, dtype=torch.float32) if "slopes" in flags else None,
-        key_lengths=empty(B, dtype=torch.int32) if "lengths" in flags else None, cu_q=cu, cu_k=cu,
-        seed=empty(1, dtype=torch.int64), max_q=L, max_k=L, scale=D**-0.5,
-        left=512 if "window" in flags else -1, right=0 if "causal" in flags else -1, align_end=packed,
-        softcap=30.0 if "softcap" in flags else 0.0, dropout_p=0.1 if "dropout" in flags else 0.0,
-    )  # fmt: skip
+    return {
+        "q": q, "k": k, "v": k, "bias": bias,
+        "slopes": empty(B, H, dtype=torch.float32) if "slopes" in flags else None,
+        "key_lengths": empty(B, dtype=torch.int32) if "lengths" in flags else None, "cu_q": cu, "cu_k": cu,
+        "seed": empty(1, dtype=torch.int64), "max_q": L, "max_k": L, "scale": D**-0.5,
+        "left": 512 if "window" in flags else -1, "right": 0 if "causal" in flags else -1,
+        "align_end": packed, "softcap": 30.0 if "softcap" in flags else 0.0,
+        "dropout_p": 0.1 if "dropout" in flags else 0.0,
+    }  # fmt: skip
 
 
 def launch(case, target):
