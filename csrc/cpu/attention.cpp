@@ -12,7 +12,7 @@ namespace kernelzoo {
 namespace {
 
 // The backward's products take at most 10 blocks of 64x256 doubles, its tiles 8 of 64x64.
-constexpr size_t SCRATCH = size_t{2} << 20;
+constexpr size_t SCRATCH = size_t{4} << 20;
 // Tasks that a backward is cut into where there are too few heads, however many threads there are.
 constexpr int64_t BWD_TASKS = 32, DECODE_TASKS = 64;
 // What the parts' sums of a backward may take.

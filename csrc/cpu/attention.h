@@ -16,7 +16,7 @@ constexpr int64_t UNLIMITED = int64_t{1} << 30;
 
 // Queries and keys of a block, multiples of 16: the score tile and each operand of a product (at D = 64: 16 KB)
 // stay in L1 or, all of a block's together, in L2.
-constexpr int64_t BLOCK_M = 64, BLOCK_N = 64;
+constexpr int64_t BLOCK_M = 128, BLOCK_N = 96;
 // Keys that a part of a decoding step takes at least.
 constexpr int64_t PART = 256;
 

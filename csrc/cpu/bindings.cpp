@@ -8,6 +8,11 @@
 
 namespace py = pybind11;
 
+void bind_dropout(py::module_& m);
+void bind_embedding(py::module_& m);
+void bind_glu(py::module_& m);
+void bind_rotary(py::module_& m);
+
 namespace {
 
 using Address = uintptr_t;
@@ -85,4 +90,9 @@ PYBIND11_MODULE(_cpu, m) {
   bind_cross_entropy(m);
   bind_loss(m);
   bind_attention(m);
+
+  bind_dropout(m);
+  bind_embedding(m);
+  bind_glu(m);
+  bind_rotary(m);
 }

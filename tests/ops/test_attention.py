@@ -71,7 +71,8 @@ class TestAttention(OpSuite):
         case("causal-L7-E5", (2, 2, 7, 5), (2, 2, 7, 5), (2, 2, 7, 5), is_causal=True),
         case("gqa-mask-L5-S9", (1, 4, 5, 8), (1, 2, 9, 8), (1, 2, 9, 6), mask=(1, 4, 5, 9), enable_gqa=True),
         case("rank3-scale", (3, 4, 7), (3, 6, 7), (3, 6, 7), large=True, scale=0.3),
-        case("bool-mask-broadcast", (2, 3, 9, 4), (2, 3, 11, 4), (2, 3, 11, 4), mask=("bool", (2, 1, 1, 11)), large=True),
+        case("bool-mask-broadcast", (2, 3, 9, 4), (2, 3, 11, 4), (2, 3, 11, 4), mask=("bool", (2, 1, 1, 11)),
+             large=True),
         case("float-mask-broadcast", (2, 3, 9, 4), (2, 3, 11, 4), (2, 3, 11, 4), mask=(3, 1, 11), large=True),
         case("window-softcap", (2, 2, 19, 8), (2, 2, 17, 8), (2, 2, 17, 8), large=True, window=(3, 2), softcap=1.5),
         case("causal-window-L67-E40", (1, 2, 67, 40), (1, 2, 67, 40), (1, 2, 67, 40), large=True, is_causal=True,
@@ -82,8 +83,8 @@ class TestAttention(OpSuite):
 
 
 def qkv(device="cpu", dtype=torch.float32, shape=(2, 4, 9, 8), S=11, kv_heads=4, requires_grad=False):
-    B, H, L, E = shape
-    shapes = (shape, (B, kv_heads, S, E), (B, kv_heads, S, E))
+    keys = (shape[0], kv_heads, S, shape[3])
+    shapes = (shape, keys, keys)
     return [torch.randn(s, device=device, dtype=dtype).requires_grad_(requires_grad) for s in shapes]
 
 
@@ -219,7 +220,7 @@ def test_mask_of_another_dtype_and_wide_heads_are_torchs():
     mask = torch.randn(9, 11)
     theirs = T.scaled_dot_product_attention(q, k, v, mask)
     assert torch.equal(F.scaled_dot_product_attention(q, k, v, mask), theirs)
-    with kz.backend(here()), pytest.raises(kz.BackendUnavailable, match="mask of torch.float32 beside"):
+    with kz.backend(here()), pytest.raises(kz.BackendUnavailable, match="a mask of torch"):
         F.scaled_dot_product_attention(q, k, v, mask)
     wide = [torch.randn(1, 1, 3, 300) for _ in range(3)]
     torch.testing.assert_close(

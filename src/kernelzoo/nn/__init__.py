@@ -32,8 +32,6 @@ from .dropout import Dropout
 from .embedding import Embedding
 from .glu import GLU, GatedMLP
 from .linear import Linear
-from .norm import GroupNorm, LayerNorm, RMSNorm
-from .rotary import RotaryEmbedding
 from .loss import (
     BCELoss,
     BCEWithLogitsLoss,
@@ -45,6 +43,8 @@ from .loss import (
     NLLLoss,
     SmoothL1Loss,
 )
+from .norm import GroupNorm, LayerNorm, RMSNorm
+from .rotary import RotaryEmbedding
 
 if hasattr(_torch, "LinearCrossEntropyLoss"):  # torch has it since 2.12
     from .loss import LinearCrossEntropyLoss

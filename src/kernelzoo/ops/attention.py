@@ -257,7 +257,7 @@ def scaled_dot_product_attention(
     """
     name = "scaled_dot_product_attention"
     extras = window is not None or softcap is not None or alibi_slopes is not None or key_lengths is not None
-    if not extras and not (is_causal and attn_mask is not None) and _at_once(query, key):
+    if not extras and not (is_causal and attn_mask is not None) and _at_once(query, key, value):
         try:
             return T.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
@@ -304,11 +304,13 @@ def scaled_dot_product_attention(
     return y if y.dim() == len(lead) + 2 == 4 else y.reshape(*lead, L, v.size(3))
 
 
-def _at_once(q, k):
+def _at_once(q, k, v):
     """Whether "auto" surely leaves the call to torch: a small one then costs 3 us more, not 30."""
     if choice.state.chosen != "auto" or choice.state.calls is not None or torch.compiler.is_compiling():
         return False
-    if type(q) not in PLAIN or type(k) not in PLAIN or transform() or q.dim() < 2 or k.dim() < 2:
+    if type(q) not in PLAIN or type(k) not in PLAIN or type(v) not in PLAIN or transform():
+        return False
+    if q.dim() < 2 or k.dim() < 2 or v.dim() < 2 or k.size(-2) != v.size(-2):  # which torch may take, and misread
         return False
     return not q.is_cpu or q.dtype == torch.float64 or q.numel() * k.size(-2) < SMALL * q.size(-1)
 
