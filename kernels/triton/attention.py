@@ -288,7 +288,7 @@ def attention_fwd(
         q, k, v, bias, slopes, key_lengths, cu_q, cu_k, seed, max_q, max_k, scale, left, right, align_end, softcap,
         dropout_p,
     )  # fmt: skip
-    common["FOLD"] = common["BIAS"] != "float" and slopes is None and not softcap > 0 and scale > 0
+    common["FOLD"] = common["BIAS"] != "float" and slopes is None and not softcap > 0 and scale > 1e-30
     descriptors = (
         has_descriptor_kernel(target, q.dtype, q.shape[3], v.shape[3])
         and bias is None
@@ -298,7 +298,7 @@ def attention_fwd(
     width = max(common["BLOCK_D"], common["BLOCK_DV"])
     tile = fwd_tile(target, q.dtype, width, not common["EDGES_APART"], descriptors)
     blocks = B * q.shape[1] * triton.cdiv(max_q, tile["BLOCK_M"])
-    common.update(B=B, together=heads_together(q, k, v, max_k), lse_ptr=lse, **tile)
+    common.update(B=B, together=heads_together(k, v, max_k, common["group"]), lse_ptr=lse, **tile)
     with launch_on(q):
         if descriptors:
             for name in ("bias_ptr", "cu_q_ptr", "cu_k_ptr", "stride_bb", "stride_bh", "stride_bm", "stride_bn",

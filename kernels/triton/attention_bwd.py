@@ -486,7 +486,6 @@ def attention_bwd(
     tensors = dict(
         do_ptr=do, q_ptr=q, k_ptr=k, v_ptr=v, lse_ptr=lse, delta_ptr=delta, **strides(do=do, q=q, k=k, v=v)
     )
-    together = heads_together(q, k, v, max_k)
     dq = dk = dv = dbias = None
     with launch_on(q):
         if need_dk or need_dv:
@@ -499,7 +498,7 @@ def attention_bwd(
             passes = [(True, False), (False, True)] if apart else [(need_dk, need_dv)]
             for with_dk, with_dv in passes:
                 _attention_bwd_dkv_kernel[(B * kv_heads * triton.cdiv(max_k, tile["BLOCK_N"]),)](
-                    **tensors, dk_ptr=dk, dv_ptr=dv, B=B, together=max(1, together * kv_heads // max(H, 1)),
+                    **tensors, dk_ptr=dk, dv_ptr=dv, B=B, together=heads_together(k, v, max_k, 1),
                     max_k=max_k, **strides(dk=dk if need_dk else k, dv=dv if need_dv else v),
                     NEED_DK=with_dk, NEED_DV=with_dv, **common, **tile,
                 )  # fmt: skip
@@ -507,7 +506,13 @@ def attention_bwd(
             tile = dq_tile(target, q.dtype, width, full)
             dq = like_output(q.shape[0], q.shape[2], H, q.shape[3], q)
             _attention_bwd_dq_kernel[(B * H * triton.cdiv(max_q, tile["BLOCK_M"]),)](
-                **tensors, dq_ptr=dq, B=B, together=together, **strides(dq=dq), **common, **tile
+                **tensors,
+                dq_ptr=dq,
+                B=B,
+                together=heads_together(k, v, max_k, common["group"]),
+                **strides(dq=dq),
+                **common,
+                **tile,
             )
     if need_dbias:
         dbias = _dbias(bias, target, width, B, H, q.shape[2], k.shape[2], tensors, common)

@@ -190,10 +190,11 @@ def padded_keys(max_k):
     return triton.cdiv(max_k, 4)
 
 
-def heads_together(q, k, v, max_k):
-    """How many query heads have their keys and values in L2 at once: 32 MB of it, as FlashAttention-3 counts."""
+def heads_together(k, v, max_k, group):
+    """How many heads, `group` to a key head, have their keys and values in L2 at once: 32 MB of it, as
+    FlashAttention-3 counts."""
     size = max_k * (k.shape[3] + v.shape[3]) * k.element_size()
-    return q.shape[1] // k.shape[1] * max(1, (32 << 20) // max(size, 1))
+    return group * max(1, min(k.shape[0] * k.shape[1], (32 << 20) // max(size, 1)))
 
 
 def limits(left, right, max_q, max_k):

@@ -4,7 +4,26 @@ import torch
 
 from kernelzoo.kernels.triton import attention_decode
 
+from . import attention
+
 B, H, HKV, S, PAGE = 8, 32, 8, 8192, 64
+
+
+def cases():
+    for base in attention.grid():
+        dots = {"tensor_core": attention.has_tensor_core(base["target"], base["dtype"])}
+        first = attention.is_default(base)
+        for flags in ("", "tall+paged+slopes+window+softcap"):
+            case = {
+                "module": "attention_decode",
+                "kernel": "_attention_decode_kernel",
+                **base,
+                "flags": flags,
+                **dots,
+            }
+            yield case | {"default": first and not flags}
+        case = {"module": "attention_decode", "kernel": "_attention_combine_kernel", **base, "flags": ""}
+        yield case | {"default": first}
 
 
 def launch(case, target):
