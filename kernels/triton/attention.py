@@ -38,6 +38,7 @@ from .attention_scores import (
     store_rows,
     strides,
 )
+from .attention_tiles import fwd_tile
 from .math import narrow
 from .runtime import STORAGE, acc_dtype, launch_on, target_of
 
@@ -247,20 +248,13 @@ def _attention_fwd_desc_kernel(
             tl.store(lse_ptr + bh.to(tl.int64) * Lq + rows, lse, mask=rows < Lq)
 
 
-def fwd_tile(target, dtype, precision, width, descriptors):
-    """Tile for heads of `width` columns, a power of two. Not yet measured on a device: the sizes follow from
-    registers, spills and shared memory as compiled ahead of time (tests/aot)."""
-    slices = {"SLICES": 2 if width == 256 else 1} if descriptors else {}
-    if target.backend == "interpreter":  # small, so that tiny odd shapes have edges in every direction
-        return {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1} | slices
-    return {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2} | slices
-
-
 def has_descriptor_kernel(target, dtype, D, Dv):
     """Whether the descriptor kernel pays: TMA exists from sm_90 on, and only 16-bit dots outrun loads."""
     if target.backend == "interpreter":
         return D == Dv == block_d(D)
-    return target.backend == "cuda" and target.arch >= 90 and dtype.itemsize == 2 and D == Dv and D in (64, 128, 256)
+    if target.backend != "cuda" or target.arch < 90 or dtype.itemsize != 2 or Dv != D:
+        return False
+    return D in (64, 128) or (D == 256 and target.shared_memory > 200 << 10)
 
 
 def _map_strides(t):
@@ -294,7 +288,7 @@ def attention_fwd(
         q, k, v, bias, slopes, key_lengths, cu_q, cu_k, seed, max_q, max_k, scale, left, right, align_end, softcap,
         dropout_p,
     )  # fmt: skip
-    common["FOLD"] = common["BIAS"] != "float" and slopes is None and not softcap > 0 and scale > 0
+    common["FOLD"] = common["BIAS"] != "float" and slopes is None and not softcap > 0 and scale > 1e-30
     descriptors = (
         has_descriptor_kernel(target, q.dtype, q.shape[3], v.shape[3])
         and bias is None
@@ -302,9 +296,9 @@ def attention_fwd(
         and all(map(_describable, (q, k, v, o)))
     )
     width = max(common["BLOCK_D"], common["BLOCK_DV"])
-    tile = fwd_tile(target, q.dtype, common["PRECISION"], width, descriptors)
+    tile = fwd_tile(target, q.dtype, width, not common["EDGES_APART"], descriptors)
     blocks = B * q.shape[1] * triton.cdiv(max_q, tile["BLOCK_M"])
-    common.update(B=B, together=heads_together(q, k, v, max_k), lse_ptr=lse, **tile)
+    common.update(B=B, together=heads_together(k, v, max_k, common["group"]), lse_ptr=lse, **tile)
     with launch_on(q):
         if descriptors:
             for name in ("bias_ptr", "cu_q_ptr", "cu_k_ptr", "stride_bb", "stride_bh", "stride_bm", "stride_bn",

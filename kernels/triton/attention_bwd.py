@@ -32,6 +32,7 @@ from .attention_scores import (
     store_rows,
     strides,
 )
+from .attention_tiles import dbias_tile, dkv_tile, dq_tile
 from .math import narrow, widen
 from .runtime import STORAGE, acc_dtype, launch_on, target_of
 
@@ -427,24 +428,6 @@ def _attention_bwd_dbias_kernel(
         tl.store(partial_start + row[:, None].to(tl.int64) * stride_pm + column[None, :], acc, mask=mask)
 
 
-def dkv_tile(target, dtype, precision, width):
-    if target.backend == "interpreter":
-        return {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}
-    return {"BLOCK_M": 64, "BLOCK_N": 128, "num_warps": 8, "num_stages": 2}
-
-
-def dq_tile(target, dtype, precision, width):
-    if target.backend == "interpreter":
-        return {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}
-    return {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
-
-
-def dbias_tile(target, dtype, precision, width):
-    if target.backend == "interpreter":
-        return {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}
-    return {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 1}
-
-
 def _delta(do, o):
     B, H, Lq, Dv = o.shape
     delta = torch.empty((B, H, Lq), dtype=acc_dtype(o.dtype), device=o.device)
@@ -459,9 +442,9 @@ def _delta(do, o):
     return delta
 
 
-def _dbias(bias, target, precision, width, B, H, Lq, Lk, tensors, common):
+def _dbias(bias, target, width, B, H, Lq, Lk, tensors, common):
     """dbias in bias's unexpanded shape. A row or column that is broadcast is summed by at most 16 programs."""
-    tile = dbias_tile(target, bias.dtype, precision, width)
+    tile = dbias_tile(target, bias.dtype, width)
     shared = [n > 1 and s == 0 for n, s in zip(bias.shape, bias.stride(), strict=True)]
     blocks = triton.cdiv(Lq, tile["BLOCK_M"]), triton.cdiv(Lk, tile["BLOCK_N"])
     each = [triton.cdiv(n, 16) if s else 1 for n, s in zip(blocks, shared[2:], strict=True)]
@@ -497,36 +480,40 @@ def attention_bwd(
         q, k, v, bias, slopes, key_lengths, cu_q, cu_k, seed, max_q, max_k, scale, left, right, align_end, softcap,
         dropout_p,
     )  # fmt: skip
-    precision = common["PRECISION"]
+    full = not common["EDGES_APART"]
     width = max(common["BLOCK_D"], common["BLOCK_DV"])
     delta = _delta(do, o) if need_dq or need_dk or need_dbias else None
     tensors = dict(
         do_ptr=do, q_ptr=q, k_ptr=k, v_ptr=v, lse_ptr=lse, delta_ptr=delta, **strides(do=do, q=q, k=k, v=v)
     )
-    together = heads_together(q, k, v, max_k)
     dq = dk = dv = dbias = None
     with launch_on(q):
         if need_dk or need_dv:
-            tile = dkv_tile(target, q.dtype, precision, width)
+            tile = dkv_tile(target, q.dtype, width, full)
             if need_dk:
                 dk = like_output(*k.shape[:1], k.shape[2], kv_heads, k.shape[3], k)
             if need_dv:
                 dv = like_output(*v.shape[:1], v.shape[2], kv_heads, v.shape[3], v)
-            passes = [(need_dk, need_dv)]
-            if need_dk and need_dv and tile.pop("APART", False):
-                passes = [(True, False), (False, True)]
+            apart = tile.pop("APART") and need_dk and need_dv
+            passes = [(True, False), (False, True)] if apart else [(need_dk, need_dv)]
             for with_dk, with_dv in passes:
                 _attention_bwd_dkv_kernel[(B * kv_heads * triton.cdiv(max_k, tile["BLOCK_N"]),)](
-                    **tensors, dk_ptr=dk, dv_ptr=dv, B=B, together=max(1, together * kv_heads // max(H, 1)),
+                    **tensors, dk_ptr=dk, dv_ptr=dv, B=B, together=heads_together(k, v, max_k, 1),
                     max_k=max_k, **strides(dk=dk if need_dk else k, dv=dv if need_dv else v),
                     NEED_DK=with_dk, NEED_DV=with_dv, **common, **tile,
                 )  # fmt: skip
         if need_dq:
-            tile = dq_tile(target, q.dtype, precision, width)
+            tile = dq_tile(target, q.dtype, width, full)
             dq = like_output(q.shape[0], q.shape[2], H, q.shape[3], q)
             _attention_bwd_dq_kernel[(B * H * triton.cdiv(max_q, tile["BLOCK_M"]),)](
-                **tensors, dq_ptr=dq, B=B, together=together, **strides(dq=dq), **common, **tile
+                **tensors,
+                dq_ptr=dq,
+                B=B,
+                together=heads_together(k, v, max_k, common["group"]),
+                **strides(dq=dq),
+                **common,
+                **tile,
             )
     if need_dbias:
-        dbias = _dbias(bias, target, precision, width, B, H, q.shape[2], k.shape[2], tensors, common)
+        dbias = _dbias(bias, target, width, B, H, q.shape[2], k.shape[2], tensors, common)
     return dq, dk, dv, dbias

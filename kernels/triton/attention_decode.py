@@ -12,12 +12,15 @@ import torch
 import triton
 import triton.language as tl
 
-from .attention_scores import LOG2E, block_d, dot, is_visible, scores
+from .attention_scores import block_d, dot, is_visible, scores
+from .attention_tiles import decode_tile
 from .math import narrow
 from .runtime import STORAGE, acc_dtype, is_fast, launch_on, matmul_precision, target_of
 
 
-@triton.jit(do_not_specialize=["group", "Lq", "S", "block_size", "splits", "row_blocks", "total_rows", "left"])
+@triton.jit(
+    do_not_specialize=["group", "Lq", "S", "block_size", "splits", "row_blocks", "total_rows", "left"]
+)
 def _attention_decode_kernel(
     q_ptr, k_ptr, v_ptr, lengths_ptr, table_ptr, slopes_ptr, o_ptr, lse2_ptr,
     kv_heads, group, Lq, S, D, Dv, block_size, splits, row_blocks, total_rows,
@@ -54,7 +57,9 @@ def _attention_decode_kernel(
     q = tl.load(q_start[:, None] + offs_d, mask=mask_m[:, None] & mask_d, other=0.0)
     slope = scale
     if HAS_SLOPES:
-        slope = tl.load(slopes_ptr + b * stride_sb + head * stride_sh, mask=mask_m, other=0.0).to(ACC)[:, None]
+        slope = tl.load(slopes_ptr + b * stride_sb + head * stride_sh, mask=mask_m, other=0.0).to(ACC)[
+            :, None
+        ]
 
     lo = length * 0
     if HAS_LEFT:
@@ -70,7 +75,9 @@ def _attention_decode_kernel(
         mask_n = keys < length
         if PAGED:
             pages = tl.load(
-                table_ptr + b * stride_tb + (keys // block_size).to(tl.int64) * stride_tn, mask=mask_n, other=0
+                table_ptr + b * stride_tb + (keys // block_size).to(tl.int64) * stride_tn,
+                mask=mask_n,
+                other=0,
             ).to(tl.int64)
             in_page = (keys % block_size).to(tl.int64)
             k_rows = pages * stride_kb + in_page * stride_kn
@@ -135,14 +142,6 @@ def _attention_combine_kernel(
     tl.store(o_ptr + row * Dv + offs_d, narrow(o, o_ptr.dtype.element_ty), mask=offs_d < Dv)
 
 
-def decode_tile(target, dtype, precision, width, rows):
-    """Tile of `rows` query rows, and keys whose K and V, twice, fit shared memory. Not yet measured on a device."""
-    block_m = min(64, max(16, triton.next_power_of_2(rows)))
-    if target.backend == "interpreter":
-        return {"BLOCK_M": min(block_m, 32), "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}
-    return {"BLOCK_M": block_m, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
-
-
 def num_splits(target, programs, S, BLOCK_N):
     """So many runs of keys that two programs stand on each multiprocessor, none shorter than two tiles. Not yet
     measured on a device."""
@@ -161,7 +160,7 @@ def attention_decode(q, k, v, lengths, block_table, slopes, scale, left, softcap
     target = target_of(q)
     precision = matmul_precision(q.dtype)
     widths = block_d(D), block_d(Dv)
-    tile = decode_tile(target, q.dtype, precision, max(widths), group * Lq)
+    tile = decode_tile(target, q.dtype, max(widths), group * Lq)
     row_blocks = triton.cdiv(group * Lq, tile["BLOCK_M"])
     programs = B * kv_heads * row_blocks
     splits = num_splits(target, programs, S, tile["BLOCK_N"])

@@ -173,7 +173,10 @@ def kept(seed, row_block, start_n, threshold, BLOCK_M: tl.constexpr, BLOCK_N: tl
     column = tl.arange(0, BLOCK_N // 4) + start_n // 4
     w0, w1, w2, w3 = words4(seed, row_block[:, None] + column[None, :])
     t = tl.full([], threshold, tl.uint32)
-    pairs = tl.join(tl.join((w0 >= t).to(tl.int8), (w2 >= t).to(tl.int8)), tl.join((w1 >= t).to(tl.int8), (w3 >= t).to(tl.int8)))
+    pairs = tl.join(
+        tl.join((w0 >= t).to(tl.int8), (w2 >= t).to(tl.int8)),
+        tl.join((w1 >= t).to(tl.int8), (w3 >= t).to(tl.int8)),
+    )
     return tl.reshape(pairs, (BLOCK_M, BLOCK_N)) != 0
 
 
@@ -187,10 +190,11 @@ def padded_keys(max_k):
     return triton.cdiv(max_k, 4)
 
 
-def heads_together(q, k, v, max_k):
-    """How many query heads have their keys and values in L2 at once: 32 MB of it, as FlashAttention-3 counts."""
+def heads_together(k, v, max_k, group):
+    """How many heads, `group` to a key head, have their keys and values in L2 at once: 32 MB of it, as
+    FlashAttention-3 counts."""
     size = max_k * (k.shape[3] + v.shape[3]) * k.element_size()
-    return q.shape[1] // k.shape[1] * max(1, (32 << 20) // max(size, 1))
+    return group * max(1, min(k.shape[0] * k.shape[1], (32 << 20) // max(size, 1)))
 
 
 def limits(left, right, max_q, max_k):
@@ -215,7 +219,7 @@ def arguments(q, k, v, bias, slopes, key_lengths, cu_q, cu_k, seed, max_q, max_k
         seed_ptr=seed if dropout_p > 0 else None,
         H=q.shape[1], group=q.shape[1] // k.shape[1], Lq=q.shape[2], Lk=k.shape[2], D=D, Dv=Dv,
         max_q=max_q, padded_k=padded_keys(max_k),
-        stride_bb=stride_bias[0], stride_bh=stride_bias[1], stride_bm=stride_bias[2], stride_bn=stride_bias[3],
+        **{f"stride_b{dim}": stride for dim, stride in zip("bhmn", stride_bias, strict=True)},
         stride_sb=slopes.stride(0) if slopes is not None else 0,
         stride_sh=slopes.stride(1) if slopes is not None else 0,
         scale=scale, softcap=softcap, left=left, right=right, threshold=threshold(dropout_p),
@@ -224,7 +228,7 @@ def arguments(q, k, v, bias, slopes, key_lengths, cu_q, cu_k, seed, max_q, max_k
         ALIGN_END=bool(align_end), HAS_LEFT=left >= 0, HAS_RIGHT=right >= 0, HAS_SOFTCAP=softcap > 0,
         DROPOUT=dropout_p > 0, ACC=STORAGE[acc_dtype(q.dtype)], PRECISION=matmul_precision(q.dtype),
         EDGES_APART=not heavy, FAST=is_fast(q.dtype), BLOCK_D=block_d(D), BLOCK_DV=block_d(Dv),
-        EVEN_D=D == block_d(D), EVEN_DV=Dv == block_d(Dv),
+        EVEN_D=block_d(D) == D, EVEN_DV=block_d(Dv) == Dv,
     )  # fmt: skip
 
 

@@ -1,0 +1,110 @@
+"""Tiles of the attention kernels by the width of a head, a power of two: (BLOCK_M, BLOCK_N, num_warps, num_stages).
+
+Frozen tables. None of it has been measured on a device yet: the sizes are the largest, of those tried, that compile
+with no spills and within shared memory (tests/aot). What bounds them is registers: the accumulators, and
+with mma.sync the operands that stay for the whole walk, which it keeps in registers too. Two stages at least, also
+where memory could do with one: unless buffers alternate, the address of each 16-deep step of a product is hoisted
+out of the walk (1,020 bytes spilled in dq at width 256 on sm_90, none with two stages).
+
+The second table of a pair is for calls with a mask, slopes, a soft cap or dropout, whose offsets, counters and
+partial results take up to 80 registers more, and for chips with less than 100 KB of shared memory.
+"""
+
+import torch
+
+_INTERPRETED = (32, 16, 4, 1)  # small, so that tiny odd shapes have edges in every direction
+
+_FWD_DESC = {64: (128, 128, 8, 3), 128: (128, 128, 8, 2), 256: (128, 64, 8, 2)}
+_FWD_DESC_FULL = {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (128, 32, 8, 2)}
+_FWD_DESC_SMALL = {64: (128, 64, 8, 2), 128: (64, 64, 8, 2)}  # sm_120: 99 KB of shared memory
+_FWD_HALF = {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (64, 64, 8, 2)}
+_FWD_HALF_FULL = {64: (64, 64, 8, 2), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)}
+# fp32 and fp64, FMA or mma.sync: operands are held at full depth
+_FWD_FP32 = {64: (64, 32, 8, 2), 128: (64, 32, 8, 2), 256: (32, 32, 8, 2)}
+_FWD_FP32_FULL = {64: (32, 32, 8, 2), 128: (32, 32, 8, 2), 256: (16, 16, 8, 2)}
+_FWD_FP64 = {64: (32, 32, 8, 2), 128: (32, 16, 8, 2), 256: (16, 16, 8, 1)}
+
+_DQ_HALF = {64: (128, 64, 8, 2), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)}
+_DQ_HALF_FULL = {64: (64, 32, 8, 2), 128: (64, 32, 8, 2), 256: (32, 32, 8, 2)}
+_DQ_FP32 = {64: (32, 32, 8, 2), 128: (16, 16, 8, 2), 256: (16, 16, 8, 2)}
+_DQ_FP64 = {64: (16, 16, 8, 2), 128: (16, 16, 8, 2), 256: (16, 16, 8, 1)}
+
+# From width 256 on, and in the second table, dk and dv come in walks of their own: eight products in all, not seven.
+_DKV_WGMMA = {64: (64, 128, 8, 2), 128: (32, 128, 8, 2), 256: (32, 64, 8, 2)}
+_DKV_HALF = {64: (32, 128, 8, 2), 128: (32, 64, 8, 2), 256: (32, 64, 8, 2)}
+_DKV_HALF_FULL = {64: (32, 64, 8, 2), 128: (32, 64, 8, 2), 256: (16, 32, 8, 2)}
+_DKV_FP32 = {64: (16, 32, 8, 2), 128: (16, 16, 8, 2), 256: (16, 16, 8, 2)}
+_DKV_FP64 = {64: (16, 16, 8, 2), 128: (16, 16, 4, 2), 256: (16, 16, 8, 1)}
+
+_DBIAS_HALF = {64: (32, 32, 8, 2), 128: (32, 32, 8, 2), 256: (16, 32, 8, 2)}
+_DBIAS_WIDE = {64: (16, 16, 8, 1), 128: (16, 16, 8, 1), 256: (16, 16, 8, 1)}
+
+
+def _pick(table, width):
+    return dict(zip(("BLOCK_M", "BLOCK_N", "num_warps", "num_stages"), table[max(width, 64)], strict=True))
+
+
+def _is_small(target):
+    return target.shared_memory < 100 << 10
+
+
+def fwd_tile(target, dtype, width, full, descriptors):
+    """The forward's; `full`: the call has flags of the second kind."""
+    if target.backend == "interpreter":
+        tile = _pick({max(width, 64): _INTERPRETED}, width)
+    elif descriptors:
+        tables = (
+            _FWD_DESC_SMALL,
+            _FWD_DESC_FULL if full or (target.arch == 100 and width == 256) else _FWD_DESC,
+        )
+        tile = _pick(tables[not _is_small(target)], width)
+    elif dtype.itemsize == 2:
+        tile = _pick(_FWD_HALF_FULL if full or _is_small(target) else _FWD_HALF, width)
+    elif dtype == torch.float32:
+        tile = _pick(_FWD_FP32_FULL if full or _is_small(target) else _FWD_FP32, width)
+    else:
+        tile = _pick(_FWD_FP64, width)
+    if descriptors:  # two slices at width 256: half of o's 64 KB of staging memory
+        tile["SLICES"] = 2 if width == 256 else 1
+    return tile
+
+
+def dq_tile(target, dtype, width, full):
+    if target.backend == "interpreter":
+        return _pick({max(width, 64): _INTERPRETED}, width)
+    if dtype.itemsize == 2:
+        return _pick(_DQ_HALF_FULL if full or _is_small(target) else _DQ_HALF, width)
+    return _pick(_DQ_FP32 if dtype == torch.float32 else _DQ_FP64, width)
+
+
+def dkv_tile(target, dtype, width, full):
+    """With it APART: whether dk and dv come in walks of their own."""
+    if target.backend == "interpreter":
+        return _pick({max(width, 64): (16, 32, 4, 1)}, width) | {"APART": width == 32}
+    apart = full or _is_small(target) or width >= 256 or dtype.itemsize > 2
+    if dtype.itemsize == 2:
+        light = _DKV_WGMMA if target.arch in (90, 100) else _DKV_HALF
+        tile = _pick(_DKV_HALF_FULL if full or _is_small(target) else light, width)
+    else:
+        tile = _pick(_DKV_FP32 if dtype == torch.float32 else _DKV_FP64, width)
+    return tile | {"APART": apart}
+
+
+def dbias_tile(target, dtype, width):
+    if target.backend == "interpreter":
+        return _pick({max(width, 64): _INTERPRETED}, width)
+    return _pick(_DBIAS_HALF if dtype.itemsize == 2 else _DBIAS_WIDE, width)
+
+
+def decode_tile(target, dtype, width, rows):
+    """Of `rows` query rows, and keys whose K and V, twice, fit shared memory."""
+    block_m = min(64, max(16, 1 << (rows - 1).bit_length()))
+    if target.backend == "interpreter":
+        return {"BLOCK_M": min(block_m, 32), "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}
+    if dtype.itemsize > 2:
+        tile = {"BLOCK_M": 16, "BLOCK_N": 32 if width <= 128 else 16, "num_warps": 4, "num_stages": 2}
+        return tile | ({"num_stages": 1} if dtype == torch.float64 and width > 128 else {})
+    wide = width > 128 and (block_m > 16 or _is_small(target))
+    return {
+        "BLOCK_M": block_m, "BLOCK_N": 32 if wide else 64, "num_warps": 8 if wide else 4, "num_stages": 2
+    }  # fmt: skip
