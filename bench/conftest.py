@@ -11,8 +11,34 @@ from kernelzoo import ceilings
 
 from . import core, kept, machine
 
-OPS = ("linear", "overhead", "import", "mlp", "softmax", "activation", "gpt")  # in this order
-MODULES = ("bench_linear", "bench_overhead", "bench_mlp", "bench_activation", "bench_gpt")
+# in this order
+OPS = (
+    "linear",
+    "overhead",
+    "import",
+    "mlp",
+    "attention",
+    "norm",
+    "loss",
+    "glu",
+    "rotary",
+    "dropout",
+    "embedding",
+    "gpt",
+    "softmax",
+    "activation",
+)
+MODULES = (
+    "bench_linear",
+    "bench_overhead",
+    "bench_mlp",
+    "bench_attention",
+    "bench_norm",
+    "bench_loss",
+    "bench_glue",
+    "bench_gpt",
+    "bench_activation",
+)
 
 
 def pytest_addoption(parser):

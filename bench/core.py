@@ -93,17 +93,17 @@ def op_case(id, op, dtype, make, ours, eager, results, *, peers=None, floors=Non
         generator = torch.Generator(DEVICE).manual_seed(1)
         tensors = [t.to(dtype).requires_grad_(backward) for t in make(generator)]
         with torch.no_grad():
-            y = eager(*tensors)
-        dy = torch.randn(y.shape, generator=torch.Generator(DEVICE).manual_seed(2), device=DEVICE).to(dtype)
-        del y
+            shapes = [y.shape for y in results_of(eager(*tensors))]
+        seeded = torch.Generator(DEVICE).manual_seed(2)
+        dy = [torch.randn(shape, generator=seeded, device=DEVICE).to(dtype) for shape in shapes]
 
         def step(function, tensors=tensors, dy=dy):
             if not backward:
-                return lambda: (function(*tensors),)
+                return lambda: results_of(function(*tensors))
 
             def run():
-                y = function(*tensors)
-                return y, *torch.autograd.grad(y, tensors, dy)
+                y = results_of(function(*tensors))
+                return *y, *torch.autograd.grad(y, tensors, dy)
 
             return run
 
@@ -112,11 +112,15 @@ def op_case(id, op, dtype, make, ours, eager, results, *, peers=None, floors=Non
 
         def oracle():
             exact = [t.detach().double().requires_grad_(backward) for t in tensors]
-            return step(eager, exact, dy.double())()
+            return step(eager, exact, [one.double() for one in dy])()
 
         return Problem(steps, oracle, {name: step_of(f, tensors) for name, f in (floors or {}).items()})
 
     return Case(id, op, dtype, build, results if backward else results[:1], **more)
+
+
+def results_of(y):
+    return y if isinstance(y, tuple) else (y,)
 
 
 def step_of(function, tensors):
