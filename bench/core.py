@@ -174,6 +174,7 @@ def contenders_of(case, problem):
             entry["status"] = f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
         else:
             entry["status"] = f"wrong: {wrong}" if wrong else "timed"
+            entry["result_bytes"] = sum(t.nbytes for t in found)
             if not wrong:
                 right[name] = step
     for name, step in problem.floors.items():
@@ -322,6 +323,13 @@ def derive(row, ceilings):
             figures[f"ratio to {name}"] = seconds / ours
     if row.get("kept", {}).get("eager"):
         figures["ratio, memory kept"] = row["kept"]["eager"]["median"] / row["kept"]["ours"]["median"]
+    spare = {
+        n: c["peak_bytes"] - c["result_bytes"]
+        for n, c in row["contenders"].items()
+        if c.get("peak_bytes") and "result_bytes" in c
+    }
+    if spare.get("eager") and "ours" in spare:  # beyond the results, which every contender must hold
+        figures["temporary memory to eager"] = spare["ours"] / spare["eager"]
     if row["calls"] and "eager" in times:
         figures["added us"] = (ours - times["eager"]) * 1e6
     if row["op"] == "import":

@@ -20,7 +20,7 @@ def acc_dtype(dtype):
 
 class ClassLoss:
     """Launchers of one backend. x: contiguous (outer, C, inner); target: int64 (outer, inner), or probabilities of
-    x's shape and dtype; weight: (C,) or None; stats: (3, outer, inner) of row maxima, log Σ exp(x - max) and Σ w q.
+    x's shape and dtype; weight: (C,) or None; stats: (3, outer, inner) of row maxima, log Σ exp(x - max) and Σ w q'.
     """
 
     def rows_fwd(self, x, target, weight, ignore_index, smoothing):
@@ -41,7 +41,7 @@ class ClassLoss:
     @staticmethod
     def checked(target, classes, ignore_index):
         """target, or torch's IndexError for a class that does not exist (not on a GPU: there the kernel asserts)."""
-        if target.is_floating_point() or target.is_cuda or not target.numel():
+        if target.is_floating_point() or not _on_cpu(target) or not target.numel():
             return target
         low, high = torch.aminmax(target)
         if low < 0 or high >= classes:
@@ -58,7 +58,7 @@ class ClassLoss:
         return loss, stats, factor
 
     def cross_entropy_bwd(self, dy, x, target, weight, stats, factor, ignore_index, smoothing):
-        out = torch.empty_like(x) if x.is_cuda else memory.empty_like(x)
+        out = memory.empty_like(x) if _on_cpu(x) else torch.empty_like(x)
         g = dy.to(factor.dtype) * factor
         self.rows_bwd(x, target, _acc(weight, x), stats, g, ignore_index, smoothing, out)
         return out
@@ -72,7 +72,7 @@ class ClassLoss:
         return reduced(loss, counted, reduction, torch.float32 if wide else x.dtype)
 
     def nll_loss_bwd(self, dy, x, target, weight, factor, ignore_index):
-        out = torch.empty_like(x) if x.is_cuda else memory.empty_like(x)
+        out = memory.empty_like(x) if _on_cpu(x) else torch.empty_like(x)
         counted, index = self._counted(x, target, weight, ignore_index)
         value = torch.where(target == ignore_index, 0, -counted * (dy.to(factor.dtype) * factor))
         return out.zero_().scatter_(1, index.unsqueeze(1), value.to(x.dtype).unsqueeze(1))
@@ -120,7 +120,7 @@ class ClassLoss:
         M, C = x.shape[0], w.shape[0]
         weight = _acc(weight, x)
         grad_dtype = gradient_dtype(x)
-        new = x.new_empty if x.is_cuda else lambda shape, dtype: memory.empty(shape, dtype)
+        new = (lambda shape, dtype: memory.empty(shape, dtype)) if _on_cpu(x) else x.new_empty
         loss, counts = (x.new_empty(M, dtype=acc_dtype(x.dtype)) for _ in range(2))
         shapes = (x.shape, w.shape, (C,))
         dx, dw, db = (new(s, dtype=grad_dtype) if n else None for s, n in zip(shapes, need, strict=True))
@@ -128,7 +128,7 @@ class ClassLoss:
         late = g if x.dtype == torch.float16 and g is not None and g.dim() == 0 else None
         if late is not None:
             g = torch.ones_like(g)
-        budget = CHUNK_BYTES_GPU if x.is_cuda else CHUNK_BYTES
+        budget = CHUNK_BYTES if _on_cpu(x) else CHUNK_BYTES_GPU
         rows = max(16, budget // (C * x.dtype.itemsize) // 16 * 16)
         for start in range(0, M, rows):
             part = slice(start, start + rows)
@@ -141,7 +141,7 @@ class ClassLoss:
                 loss_part, counts_part = self.rows_both(z, ts, weight, gs, ignore_index, smoothing)
             loss[part], counts[part] = loss_part.view(-1), counts_part.view(-1)
             if dx is not None:
-                dx[part] = torch.mm(z, w) if x.is_cuda else memory.matmul(z, w)
+                dx[part] = memory.matmul(z, w) if _on_cpu(x) else torch.mm(z, w)
             if dw is not None:
                 _accumulate(dw, z.t(), xs, first=start == 0)
             if db is not None:
@@ -162,12 +162,16 @@ def gradient_dtype(x):
     return x.dtype if x.is_cuda and x.dtype == torch.bfloat16 else acc_dtype(x.dtype)
 
 
+def _on_cpu(t):
+    return t.device.type == "cpu"
+
+
 def _acc(weight, x):
     return None if weight is None else weight.to(acc_dtype(x.dtype))
 
 
 def _product(x, w, b):
-    if x.is_cuda:
+    if not _on_cpu(x):
         return torch.mm(x, w.t()) if b is None else torch.addmm(b, x, w.t())
     z, rest = memory.biased_product(x, w, b)
     return z if rest is None else z.add_(rest)
@@ -175,7 +179,7 @@ def _product(x, w, b):
 
 def _accumulate(total, a, b, first):
     if total.dtype != a.dtype:
-        product = torch.mm(a, b) if a.is_cuda else memory.matmul(a, b)
+        product = memory.matmul(a, b) if _on_cpu(a) else torch.mm(a, b)
         total.copy_(product) if first else total.add_(product)
     elif first:
         torch.mm(a, b, out=total)

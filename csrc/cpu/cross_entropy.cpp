@@ -10,6 +10,10 @@ namespace {
 
 template <class T>
 struct Rows {
+  struct Stats {
+    T max, log_sum, mass;  // mass: Σ w q'
+  };
+
   const CrossEntropyRows& r;
   const int dtype;
   const CrossEntropyKernels& k = cross_entropy(dtype);
@@ -28,40 +32,38 @@ struct Rows {
   const void* x(int64_t row) const { return at(r.x, dtype, row * r.n); }
   const void* q(int64_t row) const { return at(r.probabilities, dtype, row * r.n); }
 
-  RowSums forward(int64_t row, T* loss, T* count) const {
+  Stats forward(int64_t row, T* loss, T* count) const {
     const bool smooth = r.smoothing > 0, probabilities = r.probabilities;
-    RowSums s = k.row_sums(x(row), q(row), weights, r.n, smooth || probabilities);
-    const double lse = s.max + std::log(s.exp);
-    double value = 0, rows = 1;
+    const RowSums s = k.row_sums(x(row), q(row), weights, r.n, smooth || probabilities);
+    const double log_sum = std::log(s.exp), lse = s.max + log_sum;
+    double value = 0, rows = 1, mass = s.q;
     if (probabilities) {
       value = (1 - r.smoothing) * (s.q * lse - s.qx);
     } else if (r.targets[row] >= 0) {
       T picked;
       memory.load(at(x(row), dtype, r.targets[row]), &picked, 1);
-      rows = weight_of(r.targets[row]);
+      mass = rows = weight_of(r.targets[row]);
       value = (1 - r.smoothing) * rows * (lse - picked);
     } else {
       *loss = *count = 0;
-      return s;
+      return {T(s.max), T(log_sum), T(0)};
     }
     if (smooth) value += share() * (total * lse - s.x);
     *loss = T(value);
     *count = T(rows);
-    return s;
+    return {T(s.max), T(log_sum), T((1 - r.smoothing) * mass + share() * total)};
   }
 
-  void backward(int64_t row, double max, double log_sum, double sum_q, double g, void* dx) const {
-    RowGrad grad = {max, log_sum, 0, 0, g * share()};
+  void backward(int64_t row, const Stats& s, double g, void* dx) const {
+    RowGrad grad = {s.max, s.log_sum, g * s.mass, 0, g * share()};
     int64_t index = -1;
     double one_hot = 0;
     if (r.probabilities) {
       grad.q = g * (1 - r.smoothing);
-      grad.p = grad.q * sum_q + grad.uniform * total;
     } else if ((index = r.targets[row]) >= 0) {
       one_hot = g * (1 - r.smoothing) * weight_of(index);
-      grad.p = one_hot + grad.uniform * total;
     } else {  // torch's is 0 times the probabilities
-      k.fill(at(dx, dtype, row * r.n), r.n, std::isnan(log_sum) ? NAN : 0);
+      k.fill(at(dx, dtype, row * r.n), r.n, std::isnan(s.log_sum) ? NAN : 0);
       return;
     }
     k.row_grad(x(row), q(row), weights, at(dx, dtype, row * r.n), r.n, grad, index, one_hot);
@@ -74,10 +76,10 @@ void forward_rows(int dtype, const CrossEntropyRows& r, void* loss_, void* count
   T *loss = static_cast<T*>(loss_), *counts = static_cast<T*>(counts_), *stats = static_cast<T*>(stats_);
 #pragma omp parallel for num_threads(threads) if (r.rows * r.n > SERIAL)
   for (int64_t row = 0; row < r.rows; ++row) {
-    const RowSums s = rows.forward(row, loss + row, counts + row);
-    stats[row] = T(s.max);
-    stats[r.rows + row] = T(std::log(s.exp));
-    stats[2 * r.rows + row] = T(s.q);
+    const auto s = rows.forward(row, loss + row, counts + row);
+    stats[row] = s.max;
+    stats[r.rows + row] = s.log_sum;
+    stats[2 * r.rows + row] = s.mass;
   }
 }
 
@@ -88,7 +90,7 @@ void backward_rows(int dtype, const CrossEntropyRows& r, const void* stats_, con
   const T *stats = static_cast<const T*>(stats_), *g = static_cast<const T*>(g_);
 #pragma omp parallel for num_threads(threads) if (r.rows * r.n > SERIAL)
   for (int64_t row = 0; row < r.rows; ++row)
-    rows.backward(row, stats[row], stats[r.rows + row], stats[2 * r.rows + row], g[row * stride_g], dx);
+    rows.backward(row, {stats[row], stats[r.rows + row], stats[2 * r.rows + row]}, g[row * stride_g], dx);
 }
 
 template <class T>
@@ -99,8 +101,7 @@ void both_rows(int dtype, const CrossEntropyRows& r, const void* g_, int64_t str
   T *loss = static_cast<T*>(loss_), *counts = static_cast<T*>(counts_);
 #pragma omp parallel for num_threads(threads) if (r.rows * r.n > SERIAL)
   for (int64_t row = 0; row < r.rows; ++row) {
-    const RowSums s = rows.forward(row, loss + row, counts + row);
-    rows.backward(row, s.max, std::log(s.exp), s.q, g[row * stride_g], dx);
+    rows.backward(row, rows.forward(row, loss + row, counts + row), g[row * stride_g], dx);
   }
 }
 

@@ -41,7 +41,7 @@ struct CrossEntropyRows {
   double smoothing;
 };
 
-// loss, counts (Σ w_t of the mean's divisor), stats (rows of maxima, then of log-sums, then of Σ w q): T.
+// loss, counts (Σ w_t of the mean's divisor), stats (rows of maxima, then of log-sums, then of Σ w q'): T.
 void cross_entropy_fwd(int dtype, const CrossEntropyRows& r, void* loss, void* counts, void* stats, int threads);
 // dx may be x; g (T): the rows' incoming gradients, stride_g 0 or 1.
 void cross_entropy_bwd(int dtype, const CrossEntropyRows& r, const void* stats, const void* g, int64_t stride_g, void* dx,

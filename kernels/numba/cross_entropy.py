@@ -63,15 +63,17 @@ def _fwd_kernel(probabilities, weighted, smooth, dtype):
                     total_q += part_q
                     total_qx += part_qx
             log_sum = math.log(total_exp)
-            value, count = f64(0), f64(1)
+            value, count, mass = f64(0), f64(1), total_q
             if probabilities:
                 value = (1.0 - smoothing) * (total_q * log_sum - total_qx)
             else:
                 target = t_ptr[row]
                 if target < 0:
                     count = f64(0)
+                    mass = f64(0)
                 else:
                     count = f64(w_ptr[target]) if weighted else f64(1)
+                    mass = count
                     shifted = f64(load(x_ptr[begin + target]) - highest)
                     value = (1.0 - smoothing) * count * (log_sum - shifted)
             if smooth and (probabilities or t_ptr[row] >= 0):
@@ -80,7 +82,7 @@ def _fwd_kernel(probabilities, weighted, smooth, dtype):
             counts_ptr[row] = f(count)
             stats_ptr[row] = highest
             stats_ptr[rows + row] = f(log_sum)
-            stats_ptr[2 * rows + row] = f(total_q)
+            stats_ptr[2 * rows + row] = f((1.0 - smoothing) * mass + smoothing / n * total)
 
     return _cross_entropy_fwd_kernel
 
@@ -108,9 +110,7 @@ def _bwd_kernel(probabilities, weighted, smooth, dtype):
             uniform = g_ptr[row] * (smoothing / n) if smooth else f64(0)
             one_hot = g_ptr[row] * (1.0 - smoothing)
             target = np.int64(-1)
-            if probabilities:
-                scale = one_hot * stats_ptr[2 * rows + row]
-            else:
+            if not probabilities:
                 target = t_ptr[row]
                 if target < 0:  # torch's is 0 times the probabilities
                     nothing = store(log_sum - log_sum)
@@ -118,8 +118,7 @@ def _bwd_kernel(probabilities, weighted, smooth, dtype):
                         dx_ptr[i] = nothing
                     continue
                 one_hot *= w_ptr[target] if weighted else f(1)
-                scale = one_hot
-            scale = f(scale + uniform * total)
+            scale = f(g_ptr[row] * stats_ptr[2 * rows + row])
             f_uniform, f_one_hot = f(uniform), f(one_hot)
             picked = f(0)
             if not probabilities:

@@ -85,7 +85,7 @@ class _ClassLoss:
 
 
 class CrossEntropy(_ClassLoss, KernelFunction):
-    """Saved for the backward: x, the target and the weights, each row's maximum, log Σ exp(x - max) and Σ w q."""
+    """Saved for the backward: x, the target and the weights, each row's maximum, log Σ exp(x - max) and Σ w q'."""
 
     @staticmethod
     def formula(x, target, weight, ignore_index, reduction, smoothing, wide):
