@@ -13,6 +13,8 @@ LANGUAGES = {
     "cpp": {"kernelzoo._cpu"},
     "numba": {"numba", "numpy", "llvmlite"},
 }
+# what launchers share
+SHARED = {"kernelzoo.kernels.memory", "kernelzoo.kernels.class_loss", "kernelzoo.kernels.elementwise_loss"}
 STANDARD = {
     "ctypes",
     "functools",
@@ -87,7 +89,7 @@ def test_sources_import_downwards(path, package):
 @pytest.mark.parametrize(("path", "package"), KERNELS, ids=lambda v: v.name if isinstance(v, Path) else v)
 def test_kernels_import_torch_their_language_and_their_own_folder(path, package):
     backend = package.removeprefix("kernelzoo.kernels").lstrip(".")
-    allowed = {"torch", "kernelzoo.kernels.memory", *LANGUAGES.get(backend, set())}
+    allowed = {"torch", *SHARED, *LANGUAGES.get(backend, set())}
     for name in imported(path, package):
         ours = name.startswith("kernelzoo.kernels") and name.startswith(package)
         top = name.split(".")[0]

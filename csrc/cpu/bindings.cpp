@@ -21,6 +21,11 @@ void* pointer(Address address) { return reinterpret_cast<void*>(address); }
 
 }  // namespace
 
+void bind_norm(py::module_& m);
+void bind_cross_entropy(py::module_& m);
+void bind_loss(py::module_& m);
+void bind_attention(py::module_& m);
+
 PYBIND11_MODULE(_cpu, m) {
   using namespace pybind11::literals;
   const py::call_guard<py::gil_scoped_release> no_gil;
@@ -80,6 +85,11 @@ PYBIND11_MODULE(_cpu, m) {
         kernelzoo::softmax_bwd(dtype, pointer(dy), pointer(y), pointer(dx), outer, n, inner, log, threads);
       },
       no_gil);
+  bind_norm(m);
+
+  bind_cross_entropy(m);
+  bind_loss(m);
+  bind_attention(m);
 
   bind_dropout(m);
   bind_embedding(m);

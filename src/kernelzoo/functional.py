@@ -25,10 +25,24 @@ from .ops.activation import (
     tanhshrink,
     threshold,
 )
+from .ops.attention import attention_decode, attention_varlen, scaled_dot_product_attention
+from .ops.cross_entropy import cross_entropy, nll_loss
 from .ops.dropout import dropout, dropout_add
 from .ops.embedding import embedding
 from .ops.glu import geglu, glu, reglu, swiglu
+from .ops.group_norm import group_norm
 from .ops.linear import linear
+from .ops.linear_cross_entropy import linear_cross_entropy
+from .ops.loss import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    huber_loss,
+    kl_div,
+    l1_loss,
+    mse_loss,
+    smooth_l1_loss,
+)
+from .ops.norm import layer_norm, rms_norm
 from .ops.rotary import rotary_embedding, rotary_tables
 from .ops.softmax import log_softmax, softmax
 

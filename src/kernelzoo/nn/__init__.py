@@ -32,7 +32,22 @@ from .dropout import Dropout
 from .embedding import Embedding
 from .glu import GLU, GatedMLP
 from .linear import Linear
+from .loss import (
+    BCELoss,
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    HuberLoss,
+    KLDivLoss,
+    L1Loss,
+    MSELoss,
+    NLLLoss,
+    SmoothL1Loss,
+)
+from .norm import GroupNorm, LayerNorm, RMSNorm
 from .rotary import RotaryEmbedding
+
+if hasattr(_torch, "LinearCrossEntropyLoss"):  # torch has it since 2.12
+    from .loss import LinearCrossEntropyLoss
 
 __all__ = [name for name in dir() if name[0].isupper()]
 

@@ -5,8 +5,26 @@ A model is built from layers only and takes the namespace they come from as its 
 same `state_dict` keys, same initialisation from the same seed).
 """
 
-from . import feedforward, plain
+from . import bert, feedforward, gpt2, llama, plain, roberta, transformer, vit
+from .base import CheckpointError
+from .checkpoints import save
 from .registry import create, load, options, register
 from .registry import list_models as list
 
-__all__ = ["create", "feedforward", "list", "load", "options", "plain", "register"]
+__all__ = [
+    "CheckpointError",
+    "bert",
+    "create",
+    "feedforward",
+    "gpt2",
+    "list",
+    "llama",
+    "load",
+    "options",
+    "plain",
+    "register",
+    "roberta",
+    "save",
+    "transformer",
+    "vit",
+]

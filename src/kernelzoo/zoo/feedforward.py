@@ -8,21 +8,24 @@ from typing import Any
 from torch import Tensor
 
 from .. import nn as kz_nn
+from .base import Pretrained
 from .registry import register
 
 
 @register("linear_regression")
-class LinearRegression(kz_nn.Module):
+class LinearRegression(Pretrained):
     """y = x Wᵀ + b. With cross-entropy as its loss this is (multinomial) logistic regression.
 
     x (..., in_features) -> (..., out_features), in the dtype of the weights.
     Source: T. Hastie, R. Tibshirani, J. Friedman, The Elements of Statistical Learning, 2009, §3.2 and §4.4.
     """
 
+    name = "linear_regression"
+
     def __init__(
         self, in_features: int, out_features: int = 1, bias: bool = True, *, nn: Any = kz_nn
     ) -> None:
-        super().__init__()
+        super().__init__(dict(locals()))
         self.linear = nn.Linear(in_features, out_features, bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,7 +33,7 @@ class LinearRegression(kz_nn.Module):
 
 
 @register("mlp")
-class MLP(kz_nn.Module):
+class MLP(Pretrained):
     """h_0 = x;  h_i = dropout(act(h_{i-1} W_iᵀ + b_i));  y = h_L Wᵀ + b.
 
     x (..., in_features) -> (..., out_features), in the dtype of the weights.
@@ -39,6 +42,8 @@ class MLP(kz_nn.Module):
     Sources: D. E. Rumelhart, G. E. Hinton, R. J. Williams, Learning representations by back-propagating
     errors, Nature 323, 1986, doi:10.1038/323533a0; dropout: N. Srivastava et al., JMLR 15, 2014, 1929-1958.
     """
+
+    name = "mlp"
 
     def __init__(
         self,
@@ -51,7 +56,7 @@ class MLP(kz_nn.Module):
         *,
         nn: Any = kz_nn,
     ) -> None:
-        super().__init__()
+        super().__init__(dict(locals()))
         widths = (hidden,) if isinstance(hidden, int) else tuple(hidden)
         if not all(isinstance(width, int) and width > 0 for width in widths):
             raise ValueError(f"mlp: hidden must be positive widths such as (256, 128), got {hidden!r}")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
-import json
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from torch import nn as torch_nn
+
+from . import checkpoints
 
 _MODELS: dict[str, Callable[..., torch_nn.Module]] = {}
 
@@ -70,19 +72,19 @@ def create(name: str, /, *, nn: Any = None, **opts: Any) -> torch_nn.Module:
     return _MODELS[name](**opts) if nn is None else _MODELS[name](**opts, nn=nn)
 
 
-def load(name: str, path: str | Path, /, *, nn: Any = None, **opts: Any) -> torch_nn.Module:
-    """Build the model `name` and load its weights from a safetensors file; the model is in eval mode.
+def load(
+    name: str, path: str | Path, /, *, nn: Any = None, new_head: bool = False, **opts: Any
+) -> torch_nn.Module:
+    """Build the model `name` and load its weights; the model is in eval mode, in the dtype of the weights.
 
-    Options are read from the file where `kernelzoo train` wrote them (JSON, metadata key `kernelzoo`); those
-    given here win. Weights trained on normalised inputs expect such again: `normalization` there.
+    path: a folder that the transformers library or `zoo.save` wrote (config.json beside model.safetensors, or
+    beside the shards of model.safetensors.index.json), the weights in such a folder, or a safetensors file that
+    `kernelzoo train` wrote, whose options are in it (JSON, metadata key `kernelzoo`). Options given here win.
+    new_head: build a head that the file does not hold afresh, such as head="classify" on pre-trained weights;
+    without it that is an error. Weights trained on normalised inputs expect such again: `normalization` there.
+    Raises CheckpointError (a ValueError) where the file is truncated, foreign or a pickle, or holds other
+    names, shapes or settings than the model has, naming them; nothing is loaded then.
     """
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        about = json.loads((file.metadata() or {}).get("kernelzoo", "{}"))
-        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    if about.get("model", name) != name:
-        raise ValueError(f"zoo.load: {path} holds the weights of {about['model']!r}, not of {name!r}")
-    model = create(name, nn=nn, **{**about.get("options", {}), **opts})
-    model.load_state_dict(weights)
-    return model.eval()
+    accepted = options(name)
+    build = functools.partial(create, name, nn=nn)
+    return checkpoints.load(build, accepted, _MODELS[name], name, path, new_head, opts)

@@ -212,13 +212,14 @@ def choose(op, tensors, args):
             t.dtype != tensor.dtype and t.is_floating_point() and not op.mixed
         ):  # autocast leaves float64 as it is
             return "torch", "dtypes differ"
+    unserved = op.unserved(*args)
     if chosen != "auto":
-        if reason := cannot_serve(chosen, op.module, tensor.device.type, tensor.dtype):
+        if reason := unserved or cannot_serve(chosen, op.module, tensor.device.type, tensor.dtype):
             raise BackendUnavailable(f"{op.label(*args)}: backend {chosen!r} was asked for, but {reason}")
         return chosen, "asked for"
     name = automatic(op.module, tensor.device.type, tensor.dtype)
     if name is None:
         return "torch", f"no kernel for {tensor.dtype} on {tensor.device.type}"
-    if reason := op.rule(*args):
+    if reason := unserved or op.rule(*args):
         return "torch", reason
     return name, f"first of {', '.join(ORDER[tensor.device.type])} that is here"

@@ -40,7 +40,9 @@ class KernelFunction:
     - `inputs(ctx)`: the formula's arguments again, from `ctx`, for the double backward; or, where not all of
       them are saved, `_by_formula(ctx, *grads)`: the backward as a differentiable function;
     - `autocast(*args)`: the dtype that floating arguments get under torch.autocast, or None;
-    - `mixed = True` where its launchers take floating tensors of different dtypes,
+    - `mixed = True` where its launchers take floating tensors of different dtypes;
+    - `unserved(*args)`: why no kernel of any backend takes these arguments, or None;
+    - `torch_call(*args)`: what runs where no kernel does: the formula, or torch's own call where it has one,
 
     and is called by `call(*args)`, tensors first, of which the first is floating and decides device and dtype.
     An op with several results returns a tuple from `forward` and `formula`.
@@ -61,14 +63,22 @@ class KernelFunction:
     def autocast(*args):
         return None
 
+    @staticmethod
+    def unserved(*args):
+        return None
+
+    @classmethod
+    def torch_call(cls, *args):
+        return cls.formula(*args)
+
     @classmethod
     def call(cls, *args):
         state = choice.state
         if state.chosen == "auto" and state.calls is None and cls.rule(*args):
-            return cls.formula(*args)  # a small call ends here, whatever else is true of it
+            return cls.torch_call(*args)  # a small call ends here, whatever else is true of it
         compiling = torch.compiler.is_compiling()
         tensors = [a for a in args if isinstance(a, torch.Tensor)]
-        reason = _transform() or (None if compiling else _foreign(tensors))
+        reason = transform() or (None if compiling else _foreign(tensors))
         if reason is None:
             to = cls.autocast(*args)
             if to is not None:
@@ -81,7 +91,7 @@ class KernelFunction:
             shapes = tuple(() if t.is_nested else tuple(t.shape) for t in tensors)
             state.calls.append(choice.Call(cls.label(*args), backend, reason, shapes, tensors[0].dtype))
         if backend == "torch":
-            return cls.formula(*args)
+            return cls.torch_call(*args)
         if compiling and state.chosen == "auto":
             backend = "auto"
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
@@ -127,7 +137,7 @@ def _fake_tensor():
     return FakeTensor
 
 
-def _transform():
+def transform():
     """Which transform is active that an op without derivative rules is opaque to, or None."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "a torch.func transform is active"
@@ -136,7 +146,7 @@ def _transform():
     return None
 
 
-_transform._dynamo_marked_constant = True  # torch.compile asks it while it traces, with the transform on
+transform._dynamo_marked_constant = True  # torch.compile asks it while it traces, with the transform on
 
 
 def _foreign(tensors):

@@ -1,0 +1,195 @@
+"""What the backends' cross_entropy launchers share: the reduction, nll_loss, and the walk over chunks of logits.
+
+A backend gives the rows' kernels (`rows_fwd`, `rows_bwd`); the launchers are methods over them.
+"""
+
+import torch
+
+from . import memory
+
+# Logits held at once. A chunk costs a read and a write of the weight's gradient (2 x 64 MB for 32000x512), and its
+# logits stay in the last-level cache only if they are few.
+CHUNK_BYTES = 16 << 20
+# On a GPU (not measured yet) a product needs rows to fill it: 1024 of 128k bf16 classes.
+CHUNK_BYTES_GPU = 256 << 20
+
+
+def acc_dtype(dtype):
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class ClassLoss:
+    """Launchers of one backend. x: contiguous (outer, C, inner); target: int64 (outer, inner), or probabilities of
+    x's shape and dtype; weight: (C,) or None; stats: (3, outer, inner) of row maxima, log Σ exp(x - max) and Σ w q.
+    """
+
+    def rows_fwd(self, x, target, weight, ignore_index, smoothing):
+        """(loss, what counts for the mean's divisor, stats), each row's."""
+        raise NotImplementedError
+
+    def rows_bwd(self, x, target, weight, stats, g, ignore_index, smoothing, out):
+        """The gradient into `out`, which may be x; g: one number, or one a row."""
+        raise NotImplementedError
+
+    def rows_both(self, z, target, weight, g, ignore_index, smoothing):
+        """(loss, counts) of logits z (rows, C), which become their gradient."""
+        z = z.unsqueeze(2)
+        loss, counts, stats = self.rows_fwd(z, target, weight, ignore_index, smoothing)
+        self.rows_bwd(z, target, weight, stats, g, ignore_index, smoothing, z)
+        return loss, counts
+
+    @staticmethod
+    def checked(target, classes, ignore_index):
+        """target, or torch's IndexError for a class that does not exist (not on a GPU: there the kernel asserts)."""
+        if target.is_floating_point() or target.is_cuda or not target.numel():
+            return target
+        low, high = torch.aminmax(target)
+        if low < 0 or high >= classes:
+            bad = ((target < 0) | (target >= classes)) & (target != ignore_index)
+            if bad.any():
+                raise IndexError(f"Target {int(target[bad][0])} is out of bounds.")
+        return target
+
+    def cross_entropy_fwd(self, x, target, weight, ignore_index, reduction, smoothing, wide):
+        """(the loss: (outer, inner) or a scalar; stats; the factor of the mean, by which the gradient is scaled)."""
+        target = self.checked(target, x.shape[1], ignore_index)
+        loss, counts, stats = self.rows_fwd(x, target, _acc(weight, x), ignore_index, smoothing)
+        loss, factor = reduced(loss, counts, reduction, torch.float32 if wide else x.dtype)
+        return loss, stats, factor
+
+    def cross_entropy_bwd(self, dy, x, target, weight, stats, factor, ignore_index, smoothing):
+        out = torch.empty_like(x) if x.is_cuda else memory.empty_like(x)
+        g = dy.to(factor.dtype) * factor
+        self.rows_bwd(x, target, _acc(weight, x), stats, g, ignore_index, smoothing, out)
+        return out
+
+    def nll_loss_fwd(self, x, target, weight, ignore_index, reduction, wide):
+        """(the loss, the factor of the mean). One element a row is read: torch's gather."""
+        target = self.checked(target, x.shape[1], ignore_index)
+        counted, index = self._counted(x, target, weight, ignore_index)
+        picked = x.gather(1, index.unsqueeze(1)).squeeze(1).to(counted.dtype)
+        loss = torch.where(target == ignore_index, 0, -counted * picked)
+        return reduced(loss, counted, reduction, torch.float32 if wide else x.dtype)
+
+    def nll_loss_bwd(self, dy, x, target, weight, factor, ignore_index):
+        out = torch.empty_like(x) if x.is_cuda else memory.empty_like(x)
+        counted, index = self._counted(x, target, weight, ignore_index)
+        value = torch.where(target == ignore_index, 0, -counted * (dy.to(factor.dtype) * factor))
+        return out.zero_().scatter_(1, index.unsqueeze(1), value.to(x.dtype).unsqueeze(1))
+
+    @staticmethod
+    def _counted(x, target, weight, ignore_index):
+        """(each row's weight w_t or 0, the classes with 0 for what is ignored)."""
+        ignored = target == ignore_index
+        index = target.masked_fill(ignored, 0)
+        weight = _acc(weight, x)
+        counted = (
+            (~ignored).to(acc_dtype(x.dtype)) if weight is None else weight[index].masked_fill_(ignored, 0)
+        )
+        return counted, index
+
+    def linear_cross_entropy_fwd(
+        self, x, w, b, target, weight, ignore_index, reduction, smoothing, wide, need_dx, need_dw, need_db
+    ):
+        """(the loss; the gradients dx, dw, db for an incoming 1, None where not needed). x (M, K), w (C, K)."""
+        target = self.checked(target, w.shape[0], ignore_index)
+        need = need_dx, need_dw, need_db
+        g = self._mean_factor(x, target, weight, ignore_index, reduction) if any(need) else None
+        loss, counts, grads = self._walk(x, w, b, target, weight, ignore_index, smoothing, g, need)
+        loss, _ = reduced(loss, counts, reduction, torch.float32 if wide else x.dtype)
+        return loss, *grads
+
+    def linear_cross_entropy_bwd(
+        self, dy, x, w, b, target, weight, ignore_index, reduction, smoothing, need_dx, need_dw, need_db
+    ):
+        """The gradients once more, for dy a number or, without reduction, one a row."""
+        g = self._mean_factor(x, target, weight, ignore_index, reduction) * dy
+        need = need_dx, need_dw, need_db
+        return self._walk(x, w, b, target, weight, ignore_index, smoothing, g, need)[2]
+
+    def _mean_factor(self, x, target, weight, ignore_index, reduction):
+        one = x.new_ones((), dtype=acc_dtype(x.dtype))
+        if reduction != "mean":
+            return one
+        if target.is_floating_point():
+            return one / x.shape[0]
+        return one / self._counted(x, target, weight, ignore_index)[0].sum()
+
+    def _walk(self, x, w, b, target, weight, ignore_index, smoothing, g, need):
+        """(loss and counts of the rows, gradients) with the rows' incoming gradient g, or None for no gradient."""
+        M, C = x.shape[0], w.shape[0]
+        weight = _acc(weight, x)
+        grad_dtype = gradient_dtype(x)
+        new = x.new_empty if x.is_cuda else lambda shape, dtype: memory.empty(shape, dtype)
+        loss, counts = (x.new_empty(M, dtype=acc_dtype(x.dtype)) for _ in range(2))
+        shapes = (x.shape, w.shape, (C,))
+        dx, dw, db = (new(s, dtype=grad_dtype) if n else None for s, n in zip(shapes, need, strict=True))
+        # fp16 would lose probabilities divided by the mean's rows: its gradients are scaled at the end
+        late = g if x.dtype == torch.float16 and g is not None and g.dim() == 0 else None
+        if late is not None:
+            g = torch.ones_like(g)
+        budget = CHUNK_BYTES_GPU if x.is_cuda else CHUNK_BYTES
+        rows = max(16, budget // (C * x.dtype.itemsize) // 16 * 16)
+        for start in range(0, M, rows):
+            part = slice(start, start + rows)
+            xs, ts = x[part], target[part].reshape(-1, *target.shape[1:], 1)
+            z = _product(xs, w, b)
+            if g is None:
+                loss_part, counts_part, _ = self.rows_fwd(z.unsqueeze(2), ts, weight, ignore_index, smoothing)
+            else:
+                gs = g[part].contiguous() if g.dim() else g
+                loss_part, counts_part = self.rows_both(z, ts, weight, gs, ignore_index, smoothing)
+            loss[part], counts[part] = loss_part.view(-1), counts_part.view(-1)
+            if dx is not None:
+                dx[part] = torch.mm(z, w) if x.is_cuda else memory.matmul(z, w)
+            if dw is not None:
+                _accumulate(dw, z.t(), xs, first=start == 0)
+            if db is not None:
+                total = z.sum(0, dtype=grad_dtype)
+                db.copy_(total) if start == 0 else db.add_(total)
+        if late is not None:
+            # every row ignored: nothing counts, and the gradient is 0
+            late = torch.where(late.isfinite() | (counts != 0).any(), late, 0)
+            for grad in (dx, dw, db):
+                if grad is not None:
+                    grad.mul_(late)
+        return loss, counts, (dx, dw, db)
+
+
+def gradient_dtype(x):
+    """What linear_cross_entropy's gradients are added up in: bf16 on a GPU, where float32 would take more memory
+    than the logits saved and 8 chunks round 8 times; else float32, or float64."""
+    return x.dtype if x.is_cuda and x.dtype == torch.bfloat16 else acc_dtype(x.dtype)
+
+
+def _acc(weight, x):
+    return None if weight is None else weight.to(acc_dtype(x.dtype))
+
+
+def _product(x, w, b):
+    if x.is_cuda:
+        return torch.mm(x, w.t()) if b is None else torch.addmm(b, x, w.t())
+    z, rest = memory.biased_product(x, w, b)
+    return z if rest is None else z.add_(rest)
+
+
+def _accumulate(total, a, b, first):
+    if total.dtype != a.dtype:
+        product = torch.mm(a, b) if a.is_cuda else memory.matmul(a, b)
+        total.copy_(product) if first else total.add_(product)
+    elif first:
+        torch.mm(a, b, out=total)
+    else:
+        total.addmm_(a, b)
+
+
+def reduced(loss, counts, reduction, dtype):
+    """(the rows' losses reduced, 1 / the mean's divisor or 1)."""
+    one = counts.new_ones(())
+    if reduction == "none":
+        return loss.to(dtype), one
+    total = loss.sum(dtype=torch.float64)
+    if reduction == "sum":
+        return total.to(dtype), one
+    count = counts.sum(dtype=torch.float64)
+    return (total / count).to(dtype), (1 / count).to(counts.dtype)

@@ -1,0 +1,491 @@
+"""Attention: O = dropout(softmax(scale Q Kᵀ, capped, biased, masked)) V, with memory that grows with the sequence only.
+
+The scores are never held whole. The forward goes over blocks of keys with a running maximum and sum (T. Dao et al.,
+FlashAttention, arXiv:2205.14135; M. Milakov and N. Gimelshein, arXiv:1805.02867) and saves each row's log of
+the sum, L; the backward computes P = exp(S - L) again: with Δ = Σ dO O over features,
+dV = Pᵀ dO, dS = P (dO Vᵀ - Δ), dQ = scale dS K, dK = scale dSᵀ Q, and dbias = dS.
+"""
+
+import math
+
+import torch
+from torch.nn import functional as T
+
+from . import attention_checks as check
+from .attention_formula import reference, reference_decode
+from .core import ArgumentError, KernelFunction, autocast_dtype, below, choice, define, draw_seed
+from .core.function import transform
+from .core.registry import PLAIN
+
+MAX_FEATURES = 256  # of a head, in the kernels
+
+
+def _dense(t):
+    """t as the launchers take it: any strides but the last."""
+    return t if t.stride(-1) == 1 else t.contiguous()
+
+
+def _like_heads(t, B, H, L, D):
+    """A new tensor of shape (B, H, L, D), laid out as (B, L, H, D), whose heads join without a copy."""
+    return t.new_empty(B, L, H, D).transpose(1, 2)
+
+
+def _prepare_fwd(q, k, v, bias, *rest):
+    if bias is not None:
+        bias = bias.expand(q.size(0), q.size(1), q.size(2), k.size(2))
+    return _dense(q), _dense(k), _dense(v), bias, *rest
+
+
+def _prepare_bwd(do, q, k, v, o, lse, bias, *rest):
+    if bias is not None:
+        bias = bias.expand(q.size(0), q.size(1), q.size(2), k.size(2))
+    return _dense(do), _dense(q), _dense(k), _dense(v), _dense(o), lse.contiguous(), bias, *rest
+
+
+def _fake_fwd(q, k, v, *_):
+    B, H, Lq, _ = q.shape
+    acc = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return _like_heads(q, B, H, Lq, v.shape[3]), q.new_empty(B, H, Lq, dtype=acc)
+
+
+def _fake_bwd(do, q, k, v, o, lse, bias, *rest):
+    need = rest[-4:]
+    grads = [_like_heads(t, *t.shape) if wanted else None for t, wanted in zip((q, k, v), need, strict=False)]
+    return (*grads, bias.new_empty(bias.shape) if need[3] else None)
+
+
+_OPTIONS = (
+    "Tensor? slopes, Tensor? key_lengths, Tensor? cu_q, Tensor? cu_k, Tensor? seed, SymInt max_q, SymInt max_k, "
+    "float scale, SymInt left, SymInt right, bool align_end, float softcap, float dropout_p"
+)
+# bias: here as given, with sizes of 1 where it is broadcast; the launchers get the view of the scores' shape
+attention_fwd = define(
+    f"attention_fwd(Tensor q, Tensor k, Tensor v, Tensor? bias, {_OPTIONS}) -> (Tensor, Tensor)",
+    "attention",
+    fake=_fake_fwd,
+    prepare=_prepare_fwd,
+)
+attention_bwd = define(
+    f"attention_bwd(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor? bias, {_OPTIONS}, "
+    "bool need_dq, bool need_dk, bool need_dv, bool need_dbias) -> (Tensor, Tensor, Tensor, Tensor)",
+    "attention",
+    fake=_fake_bwd,
+    prepare=_prepare_bwd,
+)
+decode_op = define(
+    "attention_decode(Tensor q, Tensor k, Tensor v, Tensor lengths, Tensor? block_table, Tensor? slopes, "
+    "float scale, SymInt left, float softcap) -> Tensor",
+    "attention",
+    fake=lambda q, k, v, *_: q.new_empty(q.shape[0], q.shape[1], q.shape[2], v.shape[3]),
+    prepare=lambda q, k, v, *rest: (_dense(q), _dense(k), _dense(v), *rest),
+)
+
+
+# ---- the Functions
+
+
+class AttentionFunction(KernelFunction):
+    """Saved for the backward: q, k, v, the mask, the output, L (a float32 a row), and dropout's seed."""
+
+    module = "attention"
+    mixed = True
+
+    @staticmethod
+    def label(q, k, v, bias, slopes, key_lengths, cu_q, *_):
+        return "scaled_dot_product_attention" if cu_q is None else "attention_varlen"
+
+    @staticmethod
+    def formula(*args):
+        return reference(*args)
+
+    @classmethod
+    def torch_call(cls, *args):
+        if transform() or not _torchs_own(*args):  # torch's own has no forward-mode derivative
+            return reference(*args)
+        q, k, v, bias, *_, scale, _, right, _, _, dropout_p = args
+        return T.scaled_dot_product_attention(
+            q, k, v, bias, dropout_p, right == 0, scale=scale, enable_gqa=q.size(1) != k.size(1)
+        )
+
+    @staticmethod
+    def unserved(q, k, v, bias, slopes, *rest):
+        if q.size(3) > MAX_FEATURES or v.size(3) > MAX_FEATURES:
+            return f"heads of more than {MAX_FEATURES} features have no kernel"
+        if bias is not None and bias.dtype not in (torch.bool, q.dtype):
+            return f"a mask of {bias.dtype} beside {q.dtype} has no kernel"
+        if slopes is not None and slopes.requires_grad and torch.is_grad_enabled():
+            return "the slopes' gradient is the formula's"
+        return "a dropout of 1 leaves nothing to compute" if rest[-1] == 1.0 else None
+
+    @staticmethod
+    def rule(*args):
+        if not _torchs_own(*args):
+            return None
+        return _torchs_own_wins(*args)
+
+    @staticmethod
+    def forward(ctx, q, k, v, bias, slopes, key_lengths, cu_q, cu_k, seed, *rest):
+        *options, backend = rest
+        o, lse = attention_fwd(q, k, v, bias, slopes, key_lengths, cu_q, cu_k, seed, *options, backend)
+        if o._is_view():  # the launcher's (B, L, H, D): users may write to a result in place
+            o = torch.empty(0, dtype=o.dtype, device=o.device).set_(o)
+        ctx.save_for_backward(q, k, v, o, lse, bias, slopes, key_lengths, cu_q, cu_k, seed)
+        ctx.options, ctx.backend = options, backend
+        return o
+
+    @staticmethod
+    def backward(ctx, do):
+        q, k, v, o, lse, *others = ctx.saved_tensors
+        need = ctx.needs_input_grad[:4]
+        return attention_bwd(do, q, k, v, o, lse, *others, *ctx.options, *need, ctx.backend)
+
+    @staticmethod
+    def inputs(ctx):
+        q, k, v, _, _, *others = ctx.saved_tensors
+        return (q, k, v, *others, *ctx.options)
+
+
+def _torchs_own(q, k, v, bias, slopes, key_lengths, cu_q, cu_k, seed, max_q, max_k, scale, left, right, align_end,
+                softcap, dropout_p):  # fmt: skip
+    """Whether torch's scaled_dot_product_attention has all that these arguments ask for."""
+    extras = slopes is not None or key_lengths is not None or cu_q is not None or seed is not None
+    return not (extras or softcap or left >= 0 or right > 0 or (bias is not None and right == 0))
+
+
+# "auto" on a CPU takes the kernel from this many scores on.
+SMALL = 1 << 20
+
+
+def _torchs_own_wins(q, k, v, *_):
+    if q.device.type != "cpu":
+        return "torch's own kernel holds no scores either; no GPU has been measured yet"
+    if q.dtype == torch.float64:
+        return "float64 on a CPU"
+    if below(q.size(0) * q.size(1) * q.size(2) * k.size(2), SMALL):
+        return "few scores on a CPU"
+    return None
+
+
+class DecodeFunction(KernelFunction):
+    """Has no backward kernel: where a gradient is asked for, the formula runs."""
+
+    module = "attention"
+    mixed = True
+
+    @staticmethod
+    def label(*args):
+        return "attention_decode"
+
+    @staticmethod
+    def formula(*args):
+        return reference_decode(*args)
+
+    @staticmethod
+    def unserved(q, k, v, *_):
+        if q.size(3) > MAX_FEATURES or v.size(3) > MAX_FEATURES:
+            return f"heads of more than {MAX_FEATURES} features have no kernel"
+        return None
+
+    @staticmethod
+    def rule(q, k, v, lengths, block_table, slopes, *_):
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (q, k, v, slopes)):
+            return "a gradient is asked for, which is the formula's"
+        return None
+
+    @staticmethod
+    def forward(ctx, *args):
+        return decode_op(*args)
+
+    @staticmethod
+    def backward(ctx, do):
+        raise NotImplementedError("attention_decode: its kernels have no backward")
+
+
+# ---- the public functions
+
+
+def scaled_dot_product_attention(
+    query,
+    key,
+    value,
+    attn_mask=None,
+    dropout_p=0.0,
+    is_causal=False,
+    scale=None,
+    enable_gqa=False,
+    *,
+    window=None,
+    softcap=None,
+    alibi_slopes=None,
+    key_lengths=None,
+):
+    """softmax(scale Q Kᵀ + mask) V: torch.nn.functional.scaled_dot_product_attention, and what long-context models add.
+
+    Args:
+        query: Q, of shape (..., H, L, E).
+        key, value: K, V, of shapes (..., Hkv, S, E) and (..., Hkv, S, Ev). Leading dimensions broadcast; the
+            dimension of heads may be missing.
+        attn_mask: bool (True takes part) or float (added to the scores), broadcastable to (..., H, L, S).
+        dropout_p: the probability with which a weight is dropped; applied whenever it is above 0.
+        is_causal: query i sees keys 0 ... i, both counted from the first (with attn_mask: both hold).
+        scale: of Q Kᵀ; 1/√E unless given.
+        enable_gqa: Hkv may divide H; H / Hkv heads in a row share one of keys and values.
+        window: (left, right): query i sees keys i - left ... i + right; None or -1: no limit on that side.
+        softcap: c > 0: the scaled scores s become c tanh(s / c), before slopes and mask.
+        alibi_slopes: m, of shape (H,) or (B, H): m |i - j| is taken off the scores (O. Press et al., Train short,
+            test long, arXiv:2108.12409).
+        key_lengths: (B,), whole numbers: of sequence b only the first key_lengths[b] keys are seen. B is the
+            product of the leading dimensions.
+
+    Returns:
+        O, of shape (..., H, L, Ev), in the arguments' dtype (autocast's under torch.autocast). A row that sees no
+        key is 0, and so are its gradients.
+
+    float64, float32, bfloat16 and float16 run on kernels for heads of up to 256 features; scores, sums and the
+    product with V are accumulated in float32 (float64 for float64). Where torch's own kernel is the faster one for
+    the shape and none of the extras is used, "auto" takes that. NaN at a key that a row does not see may or may
+    not reach the row, as in torch. alibi_slopes that ask for a gradient run the formula.
+
+    Saved for the backward: Q, K, V, the mask, O, a float32 for each row, and dropout's seed, which is drawn from
+    torch's generator: every backend drops the same weights for it. The extra memory of both passes grows with L and
+    S, not with their product. Sources: T. Dao et al., FlashAttention, arXiv:2205.14135; T. Dao, FlashAttention-2,
+    arXiv:2307.08691.
+
+    Raises:
+        ArgumentError (a ValueError and a RuntimeError): shapes, devices, masks, lengths that do not fit.
+        ArgumentTypeError (a TypeError and a RuntimeError): dtypes that do not fit, arguments of another type.
+    """
+    name = "scaled_dot_product_attention"
+    extras = window is not None or softcap is not None or alibi_slopes is not None or key_lengths is not None
+    if not extras and not (is_causal and attn_mask is not None) and _at_once(query, key):
+        try:
+            return T.scaled_dot_product_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+        except (RuntimeError, TypeError, IndexError, NotImplementedError):
+            pass  # what is wrong is said below
+    if not check.tensors(name, query=query, key=key, value=value) or (
+        attn_mask is not None and not check.tensors(name, attn_mask=attn_mask)
+    ):  # torch.fx
+        return T.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    check.flag(name, "is_causal", is_causal)
+    check.flag(name, "enable_gqa", enable_gqa)
+    dropout_p = check.probability(name, dropout_p)
+    if scale is not None:
+        scale = check.number(name, "scale", scale)
+    odd = query.is_nested or key.is_nested or value.is_nested or not query.is_floating_point()
+    if odd and not extras:
+        return T.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    if odd:
+        raise ArgumentError(
+            f"{name}: window, softcap, alibi_slopes and key_lengths take plain floating tensors, "
+            f"got {'nested ones' if query.dtype.is_floating_point else query.dtype}"
+        )
+    to = autocast_dtype(query)
+    check.dtypes(name, to, query=query, key=key, value=value)
+    check.shapes(name, query, key, value, enable_gqa)
+    q, k, v, lead = _four_dimensions(query, key, value, enable_gqa)
+    (B, H, L, E), S = q.shape, k.size(2)
+    bias = attn_mask
+    if bias is not None:
+        check.mask(name, bias, q, (*lead, L, S), to)
+        bias = _four_dimensional_mask(bias, lead, q, S)
+    left, right = check.window_of(name, window, is_causal)
+    softcap = check.softcap_of(name, softcap)
+    slopes = check.slopes_of(name, alibi_slopes, B, H, q)
+    key_lengths = check.lengths_of_keys(name, key_lengths, B, S, q)
+    scale = _scale(scale, E)
+    options = (L, S, scale, left, right, False, softcap, dropout_p)
+    y = _attend(to, q, k, v, bias, slopes, key_lengths, None, None, options)
+    return y if y.dim() == len(lead) + 2 == 4 else y.reshape(*lead, L, v.size(3))
+
+
+def _at_once(q, k):
+    """Whether "auto" surely leaves the call to torch: a small one then costs 3 us more, not 30."""
+    if choice.state.chosen != "auto" or choice.state.calls is not None or torch.compiler.is_compiling():
+        return False
+    if type(q) not in PLAIN or type(k) not in PLAIN or transform() or q.dim() < 2 or k.dim() < 2:
+        return False
+    return not q.is_cpu or q.dtype == torch.float64 or q.numel() * k.size(-2) < SMALL * q.size(-1)
+
+
+def _scale(scale, E):
+    return scale if scale is not None else 1.0 / math.sqrt(E) if E else 1.0
+
+
+def _attend(to, q, k, v, bias, slopes, key_lengths, cu_q, cu_k, options):
+    """The call of the Function with autocast's casts made (slopes stay float32) and the seed drawn."""
+    seed, dropout_p = None, options[-1]
+    if 0.0 < dropout_p < 1.0:
+        plain = (q, k, v, bias, slopes, key_lengths, cu_q, cu_k, None, *options)
+        if choice.state.chosen != "auto" or AttentionFunction.rule(*plain) is None:
+            seed = draw_seed(q)
+    if to is not None:
+        q, k, v, bias = (
+            t if t is None or t.dtype in (to, torch.bool, torch.float64) else t.to(to)
+            for t in (q, k, v, bias)
+        )
+    return AttentionFunction.call(q, k, v, bias, slopes, key_lengths, cu_q, cu_k, seed, *options)
+
+
+def _four_dimensions(q, k, v, enable_gqa):
+    """Query, key and value as (B, H, L, E), (B, Hkv, S, E), (B, Hkv, S, Ev), and the result's leading dimensions."""
+    if q.dim() == k.dim() == v.dim() == 4:
+        shared = k.size(1) == v.size(1) and (enable_gqa or q.size(1) == k.size(1))
+        if shared and q.size(0) == k.size(0) == v.size(0):
+            return q, k, v, q.shape[:2]
+    if enable_gqa:
+        heads = max(k.size(-3), v.size(-3))
+        k, v = (t if t.size(-3) == heads else t.repeat_interleave(heads // t.size(-3), -3) for t in (k, v))
+        batch = torch.broadcast_shapes(q.shape[:-3], k.shape[:-3], v.shape[:-3])
+        leads = [(*batch, t.size(-3)) for t in (q, k, v)]
+    else:
+        lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+        leads = [lead] * 3
+    lead = leads[0]
+    sizes = [(math.prod(each[:-1]), each[-1] if each else 1) for each in leads]
+    q, k, v = (
+        t.expand(*each, *t.shape[-2:]).reshape(*size, *t.shape[-2:])
+        for t, each, size in zip((q, k, v), leads, sizes, strict=True)
+    )
+    return q, k, v, lead
+
+
+def _four_dimensional_mask(m, lead, q, S):
+    """A mask of four dimensions, of size 1 where it is broadcast."""
+    if len(lead) > 2 and math.prod(m.shape[:-3]) > 1:
+        m = m.expand(*lead[:-1], *m.shape[-3:]).reshape(-1, *m.shape[-3:])
+    while m.dim() > 4:
+        m = m.squeeze(0)
+    m = m[(None,) * (4 - m.dim())]
+    if m.requires_grad and any(n > 1 and step == 0 for n, step in zip(m.shape, m.stride(), strict=True)):
+        m = m.contiguous()  # each element of an expanded mask has a gradient of its own
+    return m
+
+
+def attention_varlen(
+    q,
+    k,
+    v,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    max_seqlen_q=None,
+    max_seqlen_k=None,
+    *,
+    dropout_p=0.0,
+    is_causal=False,
+    scale=None,
+    window=None,
+    softcap=None,
+    alibi_slopes=None,
+):
+    """Attention within each of several sequences that stand one after another, without padding.
+
+    Args:
+        q: (Tq, H, D). k, v: (Tk, Hkv, D) and (Tk, Hkv, Dv); Hkv divides H.
+        cu_seqlens_q, cu_seqlens_k: (B + 1,), int32 or int64: sequence b is rows cu[b] ... cu[b + 1] - 1.
+        max_seqlen_q, max_seqlen_k: at least the longest sequence; read from the cumulative lengths unless given,
+            for which a GPU is waited for.
+        is_causal, window, alibi_slopes: as scaled_dot_product_attention's, but query i of a sequence stands at
+            i + Lk - Lq among its keys: the last query at the last key.
+        dropout_p, scale, softcap: as scaled_dot_product_attention's.
+
+    Returns:
+        (Tq, H, Dv). Saved for the backward, accuracy and errors: as scaled_dot_product_attention; cumulative lengths
+        that do not rise from 0 to the number of rows are an ArgumentError (on a GPU they are read once for each
+        tensor, and not while a graph is captured).
+    """
+    name = "attention_varlen"
+    for argument, t in (("q", q), ("k", k), ("v", v)):
+        if not check.tensors(name, **{argument: t}):
+            raise ArgumentError(
+                f"{name}: {argument} is a proxy of torch.fx, which this function does not take"
+            )
+    check.tensors(name, q=q, k=k, v=v)
+    to = autocast_dtype(q)
+    check.dtypes(name, to, q=q, k=k, v=v)
+    check.packed(name, q, k, v)
+    check.flag(name, "is_causal", is_causal)
+    dropout_p = check.probability(name, dropout_p)
+    cu, longest = [], []
+    for side, given, most, rows in (
+        ("q", cu_seqlens_q, max_seqlen_q, q),
+        ("k", cu_seqlens_k, max_seqlen_k, k),
+    ):
+        found = check.sequences(name, side, given, most, rows)
+        cu.append(given.to(torch.int32))
+        longest.append(found)
+    if cu[0].size(0) != cu[1].size(0):
+        raise ArgumentError(
+            f"{name}: cu_seqlens_q holds {cu[0].size(0) - 1} sequences and cu_seqlens_k {cu[1].size(0) - 1}"
+        )
+    left, right = check.window_of(name, window, is_causal)
+    B, H = cu[0].size(0) - 1, q.size(1)
+    options = (
+        *longest,
+        _scale(None if scale is None else check.number(name, "scale", scale), q.size(2)),
+        left,
+        right,
+        True,
+        check.softcap_of(name, softcap),
+        dropout_p,
+    )
+    slopes = check.slopes_of(name, alibi_slopes, B, H, q)
+    q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
+    return _attend(to, q, k, v, None, slopes, None, *cu, options)[0].transpose(0, 1)
+
+
+def attention_decode(
+    q,
+    k_cache,
+    v_cache,
+    lengths,
+    block_table=None,
+    *,
+    scale=None,
+    window=None,
+    softcap=None,
+    alibi_slopes=None,
+):
+    """Attention of new tokens to a cache of keys and values, their own among them.
+
+    Args:
+        q: (B, H, Lq, D), the new tokens, Lq small.
+        k_cache, v_cache: (B, Hkv, S, D) and (B, Hkv, S, Dv); or, with block_table, pages (blocks, Hkv, size, D) and
+            (blocks, Hkv, size, Dv) (W. Kwon et al., PagedAttention, arXiv:2309.06180). Hkv divides H.
+        lengths: (B,), whole numbers: how many keys of each sequence count, the new tokens' own included.
+        block_table: (B, max_blocks), whole numbers: position j of sequence b lies in page block_table[b, j // size]
+            at j % size. Entries that no position reaches may be anything.
+        window: (left, right), as scaled_dot_product_attention's; the right side is never more than 0.
+        scale, softcap, alibi_slopes: as scaled_dot_product_attention's.
+
+    Returns:
+        (B, H, Lq, Dv): query i stands at lengths[b] - Lq + i and sees nothing later. What lies in the cache beyond
+        the lengths is not looked at. Gradients, where asked for, come from the formula.
+
+    Raises:
+        ArgumentError, ArgumentTypeError, as scaled_dot_product_attention; lengths beyond the cache and a block_table
+        that points outside it are an ArgumentError (on a GPU values are read once for each tensor, and not while a
+        graph is captured).
+    """
+    name = "attention_decode"
+    if not check.tensors(name, q=q, k_cache=k_cache, v_cache=v_cache):
+        raise ArgumentError(f"{name}: a proxy of torch.fx came, which this function does not take")
+    to = autocast_dtype(q)
+    check.dtypes(name, to, q=q, k_cache=k_cache, v_cache=v_cache)
+    check.caches(name, q, k_cache, v_cache, lengths, block_table)
+    left, _ = check.window_of(name, window, True)
+    softcap = check.softcap_of(name, softcap)
+    slopes = check.slopes_of(name, alibi_slopes, q.size(0), q.size(1), q)
+    scale = _scale(None if scale is None else check.number(name, "scale", scale), q.size(3))
+    if to is not None:
+        q, k_cache, v_cache = (
+            t if t.dtype in (to, torch.float64) else t.to(to) for t in (q, k_cache, v_cache)
+        )
+    lengths = lengths.to(torch.int32)
+    block_table = None if block_table is None else block_table.to(torch.int32)
+    return DecodeFunction.call(q, k_cache, v_cache, lengths, block_table, slopes, scale, left, softcap)

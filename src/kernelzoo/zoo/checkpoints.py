@@ -1,0 +1,327 @@
+"""Reading and writing weights: folders of the transformers library, and files of `kernelzoo train`.
+
+A model says how its parameters are called there (`Pretrained.sources`) and what its config means
+(`Pretrained.from_config`, `to_config`); everything else is here. Nothing is read before every key and shape
+fits, and no model is returned half-loaded. Only safetensors are read: a pickle runs code when it is opened.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .base import CheckpointError, Pretrained, Source
+
+WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # before 2019
+
+
+class Stored(NamedTuple):
+    """A tensor in a file."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Checkpoint(NamedTuple):
+    """What a path holds. about: what `kernelzoo train` wrote; config: config.json; either may be None."""
+
+    path: Path
+    tensors: dict[str, Stored]
+    config: dict[str, Any] | None
+    about: dict[str, Any] | None
+
+
+def load(
+    create: Callable[..., torch.nn.Module],
+    accepted: dict[str, Any],
+    kind: type,
+    name: str,
+    path: str | Path,
+    new_head: bool,
+    opts: dict[str, Any],
+) -> torch.nn.Module:
+    """The model `name` with the weights in `path`, in eval mode; see `zoo.load`. create: builds it from options."""
+    found = read(Path(path))
+    foreign = found.about is None and found.config is not None
+    if foreign:
+        if not (isinstance(kind, type) and issubclass(kind, Pretrained) and kind.model_type):
+            raise CheckpointError(
+                f"zoo.load: {path} was written by the transformers library, which has no model like {name!r}"
+            )
+        given = kind.from_config(check_config(kind, found))
+    else:
+        about = found.about or {}
+        if about.get("model", name) != name:
+            raise CheckpointError(
+                f"zoo.load: {path} holds the weights of {about['model']!r}, not of {name!r}"
+            )
+        given = {key: value for key, value in about.get("options", {}).items() if key in accepted}
+    options = {**given, **opts}
+    with torch.device("meta"):  # no memory, no initialisation: for the names and shapes
+        model = create(**options)
+    plan = plan_foreign(model, found) if foreign else plan_own(model, found)
+    missing = [key for key in model.state_dict() if key not in plan]
+    fresh = [key for key in missing if new_head and key.startswith("head.")]
+    if len(fresh) < len(missing):
+        what = [key for key in missing if key not in fresh]
+        names = ", ".join(theirs(model, what[0]) if foreign else what[:1])
+        head = all(key.startswith("head.") for key in what)
+        hint = "; it holds another head: pass new_head=True to start this one afresh" if head else ""
+        raise CheckpointError(
+            f"zoo.load: {path} has no {names}"
+            + (f" nor {len(what) - 1} more that {name} needs" if len(what) > 1 else f", which {name} needs")
+            + hint
+        )
+    weights = gather(plan)
+    for layer in model.modules():
+        if hasattr(layer, "reach"):  # a rotary embedding: it makes its tables when it is given memory
+            layer.to_empty(device="cpu", recurse=False)
+    if fresh or any(t.is_meta for key, t in model.named_buffers() if key not in plan):
+        model = create(**options)  # initialised, for what no file holds
+    model.load_state_dict(weights, strict=not fresh, assign=True)
+    return model.eval()
+
+
+def read(path: Path) -> Checkpoint:
+    """Keys, shapes and config; no weight is read."""
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir():
+        files = [path / WEIGHTS]
+        if not files[0].exists():
+            files = shards(path / INDEX) if (path / INDEX).exists() else nothing_here(path)
+    elif path.name.endswith(".index.json"):
+        files = shards(path)
+    else:
+        refuse_pickle(path)
+        files = [path]
+    tensors, about = {}, None
+    for file in files:
+        with opened(file) as handle:
+            text = (handle.metadata() or {}).get("kernelzoo")
+            about = json.loads(text) if text else about
+            for key in handle.keys():  # noqa: SIM118 (not a mapping)
+                part = handle.get_slice(key)
+                if key in tensors:
+                    raise CheckpointError(f"zoo.load: {key} is in {tensors[key].file} and in {file}")
+                tensors[key] = Stored(file, key, tuple(part.get_shape()), part.get_dtype())
+    config = parsed(folder / CONFIG) if about is None and (folder / CONFIG).exists() else None
+    if about is None and config is None and path.is_dir():
+        raise CheckpointError(f"zoo.load: {path} has no {CONFIG}, which says how large the model is")
+    return Checkpoint(path, tensors, config, about)
+
+
+def opened(file: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(file, framework="pt")
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"zoo.load: {file} is truncated or no safetensors file ({error}); fetch or write it again"
+        ) from None
+
+
+def parsed(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"zoo.load: {file} is not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"zoo.load: {file} holds a {type(content).__name__}; expected an object")
+    return content
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that an index names; each is here."""
+    weights = parsed(index).get("weight_map")
+    if not isinstance(weights, dict) or not weights:
+        raise CheckpointError(f"zoo.load: {index} has no weight_map; expected key -> file")
+    names = sorted(set(map(str, weights.values())))
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"zoo.load: {index} names {name!r}; expected a safetensors file beside it")
+        if not (index.parent / name).exists():
+            keys = [key for key, file in weights.items() if file == name]
+            raise CheckpointError(
+                f"zoo.load: {index.parent / name} is missing; it holds {keys[0]} and others"
+            )
+    return [index.parent / name for name in names]
+
+
+def nothing_here(folder: Path) -> list[Path]:
+    for file in sorted(folder.iterdir()):
+        refuse_pickle(file)
+    there = ", ".join(sorted(file.name for file in folder.iterdir())) or "nothing"
+    raise CheckpointError(f"zoo.load: {folder} has no {WEIGHTS} nor {INDEX}; there is {there}")
+
+
+def refuse_pickle(path: Path) -> None:
+    head = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(4)
+    # zip archives are torch.save's; 80 02 .. 80 05 start a pickle
+    if path.suffix in PICKLES or head == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5"):
+        raise CheckpointError(
+            f"zoo.load: {path} is a pickle, and opening one runs whatever code its author put in; ask for "
+            f"safetensors, or, if you trust it, convert it: safetensors.torch.save_file(torch.load(path, "
+            f"weights_only=True), {WEIGHTS!r}), or model.save_pretrained(folder) of the transformers library"
+        )
+
+
+def check_config(kind: type[Pretrained], found: Checkpoint) -> dict[str, Any]:
+    """The config, where it is of this family and asks for nothing that the model does not compute."""
+    config, where = found.config, f"zoo.load: {CONFIG} of {found.path}"
+    if config.get("model_type") != kind.model_type:
+        said = config.get("model_type")
+        raise CheckpointError(f"{where} says model_type {said!r}; {kind.name} reads {kind.model_type!r}")
+    if config.get("quantization_config"):
+        raise CheckpointError(f"{where} says quantization_config; expected weights that are not quantised")
+    for key, values in kind.supported.items():
+        if key in config and config[key] not in values:
+            raise CheckpointError(
+                f"{where} says {key}={config[key]!r}; {kind.name} computes only "
+                f"{' or '.join(map(repr, values))}"
+            )
+    return config
+
+
+def theirs(model: torch.nn.Module, key: str) -> tuple[str, ...]:
+    return model.sources()[key].names
+
+
+def plan_own(model: torch.nn.Module, found: Checkpoint) -> dict[str, tuple[Source, list[Stored]]]:
+    """Which stored tensor each parameter comes from, in a file with our own names."""
+    expected = model.state_dict()
+    for key in found.tensors:
+        if key not in expected:
+            raise CheckpointError(f"zoo.load: {found.path} holds {key}, which the model does not have")
+    plan = {}
+    for key, stored in found.tensors.items():
+        check_shape(found, stored, tuple(expected[key].shape))
+        plan[key] = Source((key,)), [stored]
+    return plan
+
+
+def plan_foreign(model: Pretrained, found: Checkpoint) -> dict[str, tuple[Source, list[Stored]]]:
+    """Which stored tensors each parameter comes from, by the transformers library's names."""
+    sources, expected = model.sources(), model.state_dict()
+    wanted = {name for source in sources.values() for name in source.names}
+    tied, prefix = model.tied(), model.prefix
+    stored: dict[str, Stored] = {}
+    for key, tensor in found.tensors.items():
+        for old, new in OLD_NAMES.items():
+            key = key[: -len(old)] + new if key.endswith(old) else key
+        # a bare model is saved without its prefix, and a head's model with it
+        known = wanted | tied.keys()
+        name = next((n for n in (key, prefix + key, key.removeprefix(prefix)) if n in known), None)
+        if name is not None:
+            stored[name] = tensor
+        elif not any(re.search(pattern, key) for pattern in model.ignored):
+            raise CheckpointError(
+                f"zoo.load: {found.path} holds {key} of shape {tensor.shape}, which a {model.name} of this "
+                f"{CONFIG} does not have"
+            )
+    for copy, original in tied.items():
+        if copy in stored and original not in stored:
+            stored[original] = stored[copy]
+        elif copy in stored and not torch.equal(fetch(stored[copy]), fetch(stored[original])):
+            raise CheckpointError(
+                f"zoo.load: {found.path} holds {copy}, different from {original}, but its {CONFIG} says they "
+                f"are one; set tie_word_embeddings to false there"
+            )
+    plan = {}
+    for key, source in sources.items():
+        if not all(name in stored for name in source.names):
+            continue
+        parts = [stored[name] for name in source.names]
+        shape = source.shape or tuple(expected[key].shape)
+        for part, rows in zip(parts, source.rows or shape[:1], strict=True):
+            one = (rows, *shape[1:])
+            check_shape(found, part, one[::-1] if source.transposed else one)
+        plan[key] = source, parts
+    return plan
+
+
+def check_shape(found: Checkpoint, stored: Stored, shape: tuple[int, ...]) -> None:
+    if stored.shape != shape:
+        raise CheckpointError(
+            f"zoo.load: {stored.key} in {stored.file} has shape {stored.shape}; expected {shape}"
+        )
+    if not stored.dtype.startswith(("F", "BF")) or "8" in stored.dtype:
+        raise CheckpointError(
+            f"zoo.load: {stored.key} in {stored.file} has dtype {stored.dtype}; expected F64, F32, F16 or BF16"
+        )
+
+
+def gather(plan: dict[str, tuple[Source, list[Stored]]]) -> dict[str, Tensor]:
+    """Read the tensors, each file opened once."""
+    needed = sorted({stored for _, parts in plan.values() for stored in parts})
+    read = {}
+    for file, group in itertools.groupby(needed, key=lambda stored: stored.file):
+        with opened(file) as handle:
+            for stored in group:
+                # a copy: the tensor is a view of the file, which someone may write to
+                read[stored] = handle.get_tensor(stored.key).clone()
+    weights = {}
+    for key, (source, parts) in plan.items():
+        pieces = [read[stored] for stored in parts]
+        whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        whole = whole.T.contiguous() if source.transposed else whole
+        weights[key] = whole.flatten(1) if source.shape else whole
+    return weights
+
+
+def fetch(stored: Stored) -> Tensor:
+    with opened(stored.file) as handle:
+        return handle.get_tensor(stored.key)
+
+
+def exported(model: Pretrained, tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """(the transformers library's name, tensor) of parameters, or of their gradients, by our names."""
+    for key, source in model.sources().items():
+        t = tensors[key].T if source.transposed else tensors[key]
+        t = t.view(source.shape) if source.shape else t
+        parts = t.split(source.rows) if source.rows else (t,)
+        yield from zip(source.names, parts, strict=True)
+
+
+def save(model: torch.nn.Module, folder: str | Path) -> None:
+    """Write model.safetensors, and config.json where the transformers library has such a model; see `zoo.save`."""
+    from safetensors.torch import save_file
+
+    if not isinstance(model, Pretrained):
+        raise TypeError(
+            f"zoo.save: {type(model).__name__} is no model of the zoo; expected zoo.create's result"
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = model.state_dict()
+    if model.model_type:
+        metadata = {"format": "pt"}
+        weights = dict(exported(model, weights))
+    else:
+        about = {"model": model.name, "options": model.options}
+        metadata = {"format": "pt", "kernelzoo": json.dumps(about)}
+    weights = {key: t.detach().cpu().contiguous() for key, t in weights.items()}
+    part = folder / f".{WEIGHTS}.part"
+    save_file(weights, part, metadata)
+    part.replace(folder / WEIGHTS)
+    if model.model_type:
+        dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+        config = {"model_type": model.model_type, "dtype": dtype, **model.to_config()}
+        part = folder / f".{CONFIG}.part"
+        part.write_text(json.dumps(config, indent=2) + "\n")
+        part.replace(folder / CONFIG)
+    (folder / INDEX).unlink(missing_ok=True)  # of another model's shards that lay here
