@@ -11,8 +11,20 @@ from kernelzoo import ceilings
 
 from . import core, kept, machine
 
-OPS = ("linear", "overhead", "import", "mlp", "softmax", "activation", "gpt")  # in this order
-MODULES = ("bench_linear", "bench_overhead", "bench_mlp", "bench_activation", "bench_gpt")
+OPS = (
+    "linear",
+    "overhead",
+    "import",
+    "mlp",
+    "softmax",
+    "activation",
+    "glu",
+    "rotary",
+    "dropout",
+    "embedding",
+    "gpt",
+)  # in this order
+MODULES = ("bench_linear", "bench_overhead", "bench_mlp", "bench_activation", "bench_glue", "bench_gpt")
 
 
 def pytest_addoption(parser):
