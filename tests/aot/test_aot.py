@@ -69,7 +69,7 @@ def workers(request):
     workers = Workers(2 if alone else 1)
     if alone:
         for item in request.session.items:
-            if item.fspath == __file__ and hasattr(item, "callspec"):
+            if item.fspath == __file__ and "case" in getattr(getattr(item, "callspec", None), "params", ()):
                 workers.submit(item.callspec.params["case"])
     yield workers
     workers.close()

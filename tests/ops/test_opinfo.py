@@ -12,7 +12,7 @@ from .test_norm import exact_group, exact_layer
 
 pytest.importorskip("expecttest", reason="torch's OpInfo samples need expecttest")
 
-from torch.testing._internal.common_methods_invocations import op_db
+from torch.testing._internal.common_methods_invocations import op_db, wrapper_set_seed
 
 # torch's own functions warn as well
 pytestmark = [
@@ -23,6 +23,13 @@ pytestmark = [
 ]
 
 TOP_LEVEL = ("sigmoid", "tanh", "softmax", "log_softmax")  # OpInfo's names without nn.functional
+
+
+# OpInfo's order of arguments, and its seed, are not torch's
+OURS = {
+    "embedding": lambda weight, index, **options: F.embedding(index, weight, **options),
+    "dropout": lambda *args, **options: wrapper_set_seed(F.dropout, *args, **options),
+}
 
 
 def infos():
@@ -55,6 +62,17 @@ def run(function, sample, dy_seed=3):
             y, wanted, dy.to(y.dtype).to(y.device), allow_unused=True, materialize_grads=True
         ),
     ]
+
+
+def ours_of(name):
+    return OURS.get(name) or getattr(F, name)
+
+
+def assert_dropped(x, y, dx, dy):
+    """Which elements are dropped is not torch's choice: each is 0 or doubled (p = 1/2), and its gradient alike."""
+    kept = y != 0
+    torch.testing.assert_close(y, torch.where(kept, 2 * x, 0))
+    torch.testing.assert_close(dx, torch.where(kept, 2 * dy, 0))
 
 
 def oracle(name, info):
@@ -92,7 +110,14 @@ def test_samples(name, info, backend, dtype):
         if sample.kwargs.get("dtype") is not None and sample.kwargs["dtype"] not in DTYPES:
             continue
         with kz.backend(backend):
-            ours = run(getattr(F, name), sample)
+            ours = run(ours_of(name), sample)
+        if name == "dropout" and sample.kwargs.get("training", True) and sample.kwargs.get("p", 0.5) == 0.5:
+            y, dx = ours
+            g = torch.Generator().manual_seed(3)
+            dy = torch.randn(y.shape, generator=g, dtype=torch.float64).to(y.dtype).to(y.device)
+            assert_dropped(sample.input, y, dx, dy)
+            ran += 1
+            continue
         theirs = run(info.op, sample)
         right = run(oracle(name, info), exact(sample))
         for i, (a, b, c) in enumerate(zip(ours, theirs, right, strict=True)):
@@ -107,9 +132,7 @@ def test_other_dtypes_as_torch(name, info):
     for dtype in (torch.int64, torch.uint8, torch.bool, torch.complex64):
         samples = list(info.sample_inputs("cpu", dtype)) if dtype in info.supported_dtypes("cpu") else []
         for sample in samples:
-            ours, theirs = (
-                f(sample.input, *sample.args, **sample.kwargs) for f in (getattr(F, name), info.op)
-            )
+            ours, theirs = (f(sample.input, *sample.args, **sample.kwargs) for f in (ours_of(name), info.op))
             torch.testing.assert_close(ours, theirs, equal_nan=True)
 
 
@@ -120,4 +143,4 @@ def test_errors(name, info):
     for bad in info.error_inputs("cpu"):
         sample = bad.sample_input
         with pytest.raises(bad.error_type, match=bad.error_regex):
-            getattr(F, name)(sample.input, *sample.args, **sample.kwargs)
+            ours_of(name)(sample.input, *sample.args, **sample.kwargs)
