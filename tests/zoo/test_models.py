@@ -177,6 +177,8 @@ def test_bad_input(case):
         model(ids, ids[:, :4])
     with pytest.raises(ValueError, match=r"labels has shape \(1, 5\) but input_ids has \(2, 5\)"):
         model(ids, labels=ids[:1])
+    with pytest.raises(ValueError, match=r"position_ids has shape \(3, 5\); expected \(5,\) or \(2, 5\)"):
+        model(ids, position_ids=torch.ones(3, 5, dtype=torch.int64))
     with pytest.raises(IndexError):
         model(ids + 40)
 
