@@ -1,6 +1,7 @@
 """The command line, end to end."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -94,27 +95,102 @@ BAD = {
     "compare": (["mlp", "--data", "digits", "--compare", "jax"], "--compare knows torch"),
     "threads": (["mlp", "--data", "digits", "--threads", "0"], "--threads must be at least 1"),
     "backend": (["mlp", "--data", "digits", "--backend", "cdua"], "unknown backend 'cdua'"),
+    "steps-of-a-table": (["mlp", "--data", "digits", "--steps", "0"], "--steps means nothing to mlp"),
+    "epochs-of-text": (["gpt2", "--data", "BOOK", "--epochs", "3"], "--epochs means nothing to gpt2"),
+    "model-of-images": (["vit", "--data", "digits"], "neither from tables of numbers nor from text"),
+    "steps": (["gpt2", "--data", "BOOK", "--steps", "0"], "--steps must be at least 1, got 0"),
+    "steps-and-minutes": (["gpt2", "--data", "BOOK", "--steps", "9", "--minutes", "1"], "give one"),
+    "task": (["gpt2", "--data", "BOOK", "--task", "mlm"], "--task of gpt2 is lm, got 'mlm'"),
+    "no-text": (["gpt2", "--data", "nowhere"], "no such file or folder"),
+    "short-text": (
+        ["gpt2", "--data", "BOOK", "--vocab-size", "300"],
+        "fewer than one window of --context 256",
+    ),
+    "vocabulary": (["gpt2", "--data", "BOOK", "--vocab-size", "99"], "--vocab-size must be at least 260"),
+    "vocabulary-set": (
+        ["gpt2", "--data", "BOOK", "--context", "8", "--set", "vocab_size=9"],
+        "leave the option out (--vocab-size sets the tokenizer's)",
+    ),
+    "heads": (
+        ["gpt2", "--data", "BOOK", "--context", "8", "--set", "n_head=3"],
+        "n_embd=256 is not a multiple",
+    ),
+    "positions": (
+        ["gpt2", "--data", "BOOK", "--context", "16", "--set", "n_positions=8"],
+        "--context 16: the model has positions for 8 tokens",
+    ),
+    "precision": (["gpt2", "--data", "BOOK", "--precision", "fp8"], "--precision must be fp32 or bf16"),
+    "strategy": (["gpt2", "--data", "BOOK", "--strategy", "zero"], "--strategy must be ddp or fsdp"),
+    "batch": (["gpt2", "--data", "BOOK", "--accumulate", "3"], "does not split into 1 process(es) x"),
+    "scratch": (
+        ["bert", "--data", "BOOK", "--compare", "scratch"],
+        "compares with the weights of --init-from",
+    ),
+    "init": (["bert", "--data", "BOOK", "--init-from", "nowhere"], "no model.safetensors there"),
+    "init-vocabulary": (
+        ["bert", "--data", "BOOK", "--init-from", "nowhere", "--vocab-size", "300"],
+        "the tokenizer comes from --init-from",
+    ),
+    "classes": (
+        ["bert", "--data", "BOOK", "--task", "classify", "--context", "8"],
+        "0 such folder(s) with at least 6 files",
+    ),
+    "text-backend": (
+        ["gpt2", "--data", "BOOK", "--context", "8", "--backend", "cdua"],
+        "unknown backend 'cdua'",
+    ),
+    "out-is-a-file": (
+        ["gpt2", "--data", "BOOK", "--context", "8", "--out", "CSV"],
+        "is a file; name a folder",
+    ),
+    "out-below-a-file": (
+        ["gpt2", "--data", "BOOK", "--context", "8", "--out", "BOOK/run"],
+        "cannot be written",
+    ),
 }
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
 def test_bad_input_says_so_and_writes_nothing(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERNELZOO_CACHE", os.devnull)
     rows = CSV.splitlines()
     files = {
         "CSV": CSV,
         "TEXT": "\n".join([*rows[:2], "1,two,0", *rows[3:]]),
         "NAN": "\n".join([*rows[:2], "1,nan,0", *rows[3:]]),
         "ONE": "\n".join([rows[0], *(row[:-1] + "1" for row in rows[1:])]),
+        "BOOK": "a line of a small book\n" * 40,
     }
     for name, text in files.items():
         (tmp_path / f"{name}.csv").write_text(text)
     before = sorted(tmp_path.iterdir())
-    result = kernelzoo("train", *(f"{a}.csv" if a in files else a for a in arguments))
+    result = kernelzoo(
+        "train", *(f"{a}.csv" if a in files else a.replace("BOOK/", "BOOK.csv/") for a in arguments)
+    )
     assert result.exit_code == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_train_on_text_resumes_and_writes_samples(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERNELZOO_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "book.txt"
+    path.write_text("".join(f"line {i} of a small book\n" for i in range(200)))
+    size = ("--set", "n_layer=1", "--set", "n_embd=16", "--set", "n_head=2", "--dropout", 0.1)
+    how = ("--steps", 4, "--batch-size", 2, "--context", 16, "--vocab-size", 280, "--precision", "bf16")
+    command = ("train", "gpt2", "--data", path, *size, *how, "--out", tmp_path / "run", "--threads", 1)
+    result = kernelzoo(*command, "--stop-at", 2, "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    assert "stopped after step 2 of 4; --resume goes on" in result.stdout
+    result = kernelzoo(*command, "--prompt", "line", "--sample-tokens", 5, "--resume", "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    assert "tokens/s" in result.stdout
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["options"]["attn_pdrop"] == 0.1
+    assert (tmp_path / "run" / "samples.txt").read_text().startswith("line")
+    assert kernelzoo(*command, "--resume", "--lr", 0.5).exit_code == 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a backend that needs a CUDA device")

@@ -21,7 +21,8 @@ from sklearn.linear_model import LinearRegression
 from kernelzoo import train, zoo
 from kernelzoo.data import InputError, load, split
 from kernelzoo.train import checkpoint
-from kernelzoo.train.loop import TrainingError, epoch_seed
+from kernelzoo.train.engine import TrainingError
+from kernelzoo.train.loop import epoch_seed
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,12 +19,14 @@ app = typer.Typer(
     help="Hand-written kernels for PyTorch: what is here, train, time, prove.",
 )
 
-_EXTRA = ("lightning", "torchmetrics", "sklearn", "safetensors", "matplotlib", "rich")
-_RUN, _OPT, _REG = "The run", "Optimisation", "Regularisation"
+_EXTRA = ("lightning", "torchmetrics", "sklearn", "tokenizers", "safetensors", "matplotlib", "rich")
+_RUN, _OPT, _TAB, _TEXT = "The run", "Optimisation", "Tables", "Language models"
 
 
 def _fail(message: object, code: int = 2) -> typer.Exit:
-    typer.echo(f"kernelzoo: {message}", err=True)
+    # under torchrun, one process of many does the talking
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"kernelzoo: {message}", err=True)
     return typer.Exit(code)
 
 
@@ -59,50 +62,121 @@ def bench(context: typer.Context) -> None:
 
 @app.command()
 def train(
-    model: Annotated[str, typer.Argument(help="A model of the zoo: mlp, linear_regression, ...")],
-    data: Annotated[str, typer.Option(help="digits, breast_cancer, diabetes, or a CSV file with a header.")],
-    target: Annotated[str | None, typer.Option(help="The CSV column to predict.")] = None,
+    model: Annotated[str, typer.Argument(help="A model of the zoo: mlp, linear_regression; gpt2, bert, ...")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="A table: digits, breast_cancer, diabetes, or a CSV file with a header. Text: stdlib (Python's "
+            "own library), a folder or a file."
+        ),
+    ],
+    target: Annotated[
+        str | None, typer.Option(help="The CSV column to predict.", rich_help_panel=_TAB)
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(
-            help="classification or regression. Unless given: classification if the target holds text, or "
-            "whole numbers with at most 20 different values; else regression."
+            help="Of a table: classification or regression; unless given, classification if the target holds "
+            "text, or whole numbers with at most 20 different values. Of text: lm (next token), mlm (hidden "
+            "tokens), classify (a file's top folder); unless given, lm or mlm, as the model is."
         ),
     ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="A model option, e.g. --set hidden=256,128 --set act=gelu."
+            "--set", metavar="KEY=VALUE", help="A model option, e.g. --set hidden=256,128 --set n_layer=6."
         ),
     ] = None,
-    epochs: Annotated[int, typer.Option(rich_help_panel=_OPT)] = 30,
-    batch_size: Annotated[int, typer.Option(rich_help_panel=_OPT)] = 64,
-    optimizer: Annotated[
-        str, typer.Option(help="sgd, momentum, rmsprop, adam, adamw.", rich_help_panel=_OPT)
-    ] = "adam",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Rows (64), or windows of text (8): of a whole step.", rich_help_panel=_OPT),
+    ] = None,
     lr: Annotated[
         float | None,
-        typer.Option(help="Learning rate; unless given, one that suits the optimizer.", rich_help_panel=_OPT),
+        typer.Option(help="Learning rate; unless given, one that suits the run.", rich_help_panel=_OPT),
     ] = None,
     weight_decay: Annotated[
-        float, typer.Option(help="L2 on matrices (decoupled in adamw).", rich_help_panel=_REG)
-    ] = 3e-3,
-    l1: Annotated[float, typer.Option(help="L1 on matrices, added to the loss.", rich_help_panel=_REG)] = 0.0,
+        float | None,
+        typer.Option(help="On matrices: L2 (3e-3; decoupled in adamw), of text 0.1.", rich_help_panel=_OPT),
+    ] = None,
     dropout: Annotated[
-        float | None, typer.Option(help="Short for --set dropout=...", rich_help_panel=_REG)
+        float | None, typer.Option(help="Short for --set dropout=...", rich_help_panel=_OPT)
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="30 unless given.", rich_help_panel=_TAB)] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="sgd, momentum, rmsprop, adam, adamw.", rich_help_panel=_TAB)
+    ] = None,
+    l1: Annotated[
+        float | None, typer.Option(help="L1 on matrices, added to the loss.", rich_help_panel=_TAB)
     ] = None,
     early_stopping: Annotated[
         int | None,
         typer.Option(
             metavar="PATIENCE",
             help="Stop when the validation loss has not fallen for so many epochs; keep the best weights.",
-            rich_help_panel=_REG,
+            rich_help_panel=_TAB,
         ),
     ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Unless given: 1000, to classify 300.", rich_help_panel=_TEXT)
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="As many steps as fit, by the first few's time.", rich_help_panel=_TEXT),
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens of a window: 256, or the model's.", rich_help_panel=_TEXT)
+    ] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Micro-batches that a step is split into.", rich_help_panel=_TEXT)
+    ] = None,
+    clip: Annotated[
+        float | None, typer.Option(help="Largest norm of the gradient: 1; 0 for any.", rich_help_panel=_TEXT)
+    ] = None,
+    warmup: Annotated[
+        int | None,
+        typer.Option(help="Steps before the cosine; a tenth, at most 100.", rich_help_panel=_TEXT),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, or bf16 by autocast.", rich_help_panel=_TEXT)
+    ] = None,
+    vocab_size: Annotated[
+        int | None,
+        typer.Option(help="Of the byte-pair tokenizer trained on the data: 4096.", rich_help_panel=_TEXT),
+    ] = None,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a run whose weights and tokenizer to start from.", rich_help_panel=_TEXT
+        ),
+    ] = None,
+    eval_every: Annotated[
+        int | None, typer.Option(help="Steps between validations; a tenth.", rich_help_panel=_TEXT)
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(help="Steps; as --eval-every.", rich_help_panel=_TEXT)
+    ] = None,
+    stop_at: Annotated[
+        int | None, typer.Option(help="End at this step; --resume goes on.", rich_help_panel=_TEXT)
+    ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(help="Under torchrun: ddp, or fsdp (each process a shard).", rich_help_panel=_TEXT),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="What the sample at the end goes on from.", rich_help_panel=_TEXT),
+    ] = None,
+    sample_tokens: Annotated[
+        int | None, typer.Option(help="Length of a sample: 120; 0 for none.", rich_help_panel=_TEXT)
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of samples: 0.8.", rich_help_panel=_TEXT)] = None,
+    top_k: Annotated[int | None, typer.Option(help="Of samples: 40.", rich_help_panel=_TEXT)] = None,
     val_fraction: Annotated[
-        float, typer.Option(help="Share of rows to validate on.", rich_help_panel=_RUN)
-    ] = 0.2,
-    seed: Annotated[int, typer.Option(rich_help_panel=_RUN)] = 0,
+        float | None,
+        typer.Option(help="Share to validate on: of rows 0.2, of files 0.1.", rich_help_panel=_RUN),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(rich_help_panel=_RUN, help="0 unless given.")] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for the results; runs/MODEL-DATA unless given.", rich_help_panel=_RUN),
@@ -119,15 +193,24 @@ def train(
     ] = False,
     compare: Annotated[
         str | None,
-        typer.Option(help="torch: train the same model in plain PyTorch as well.", rich_help_panel=_RUN),
+        typer.Option(
+            help="torch: train the same model in plain PyTorch as well. scratch: without --init-from as well.",
+            rich_help_panel=_RUN,
+        ),
     ] = None,
     backend: Annotated[
         str | None, typer.Option(help="triton, cuda, cpp, numba, torch or auto.", rich_help_panel=_RUN)
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=_RUN)] = "auto",
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.", rich_help_panel=_RUN)] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", rich_help_panel=_RUN)] = None,
 ) -> None:
-    """Train a model on a table, and say how well it does on rows it has not seen."""
+    """Train a model on a table or on text, and say how well it does on what it has not seen.
+
+    On text, several processes train together under `torchrun --nproc-per-node N -m kernelzoo train ...`.
+    """
+    asked = {key: value for key, value in locals().items() if value is not None and value is not False}
+    for key in ("set_", "dropout", "threads"):
+        asked.pop(key, None)
     missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
     if missing:
         raise _fail(f"train needs {', '.join(missing)}: pip install kernelzoo[train]")
@@ -135,7 +218,7 @@ def train(
 
     from kernelzoo import train as training
     from kernelzoo.data import InputError
-    from kernelzoo.train.loop import Stopped, TrainingError
+    from kernelzoo.train.engine import Stopped, TrainingError
 
     try:
         options = _parse_options(set_ or [])
@@ -145,18 +228,13 @@ def train(
             if threads < 1:
                 raise InputError(f"--threads must be at least 1, got {threads}")
             torch.set_num_threads(threads)
-        training.run(
-            training.Config(
-                model, data, target, task, options, epochs, batch_size, optimizer, lr, weight_decay, l1,
-                early_stopping, val_fraction, seed, out, resume, overwrite, compare, backend, device,
-            )
-        )  # fmt: skip
+        training.run(training.configure(options=options, **asked))
     except InputError as error:
         raise _fail(error) from None
     except TrainingError as error:
         raise _fail(error, code=1) from None
     except Stopped as error:
-        raise _fail(f"{error}; add --resume to go on from the last whole epoch", code=130) from None
+        raise _fail(f"{error}; add --resume to go on from the last checkpoint", code=130) from None
 
 
 def _parse_options(pairs: list[str]) -> dict[str, Any]:

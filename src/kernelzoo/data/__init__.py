@@ -1,5 +1,16 @@
-"""Tables of numbers with a target, from scikit-learn's small sets or a CSV file, split and normalised."""
+"""Data to train on: tables (scikit-learn's small sets, CSV files) and text (any folder, Python's own library)."""
 
 from .tabular import DATASETS, InputError, Normalization, Split, Table, load, split
+from .text import Corpus, load_text
 
-__all__ = ["DATASETS", "InputError", "Normalization", "Split", "Table", "load", "split"]
+__all__ = [
+    "DATASETS",
+    "Corpus",
+    "InputError",
+    "Normalization",
+    "Split",
+    "Table",
+    "load",
+    "load_text",
+    "split",
+]

@@ -1,9 +1,20 @@
-"""Training of zoo models on tables: `train.run(train.Config(model="mlp", data="digits"))`.
+"""Training of zoo models: `train.run(train.Config("mlp", "digits"))` on a table, and
+`train.run(train.LanguageConfig("gpt2", "stdlib"))` on text.
 
-Needs the extra `train` (Lightning, torchmetrics, scikit-learn, safetensors, matplotlib, rich).
+Needs the extra `train` (Lightning, torchmetrics, scikit-learn, tokenizers, safetensors, matplotlib, rich).
 """
 
-from .config import Config
-from .pipeline import run
+from typing import Any
 
-__all__ = ["Config", "run"]
+from .config import Config, LanguageConfig, configure
+
+__all__ = ["Config", "LanguageConfig", "configure", "run"]
+
+
+def run(config: Config | LanguageConfig, console: Any = None) -> dict[str, Any]:
+    """Train as `config` says; writes into `config.out`, and returns what metrics.json there holds."""
+    if isinstance(config, LanguageConfig):
+        from . import language as pipeline
+    else:
+        from . import pipeline
+    return pipeline.run(config, console)

@@ -1,10 +1,14 @@
-"""What a training run is asked to do, checked before anything is written."""
+"""What a training run is asked to do, on a table or on text, checked before anything is written."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+
+from kernelzoo import zoo
 
 from ..data import InputError
 
@@ -19,6 +23,52 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, Any], float, float]] = {
     "adamw": ("AdamW", {}, 1e-3, 1e-2),
 }
 LINEAR = ("linear_regression",)
+
+# what a model of the zoo can learn from text
+TASKS: dict[str, tuple[str, ...]] = {
+    "gpt2": ("lm",),
+    "llama": ("lm",),
+    "bert": ("mlm", "classify"),
+    "roberta": ("mlm", "classify"),
+}
+# by task: steps and learning rate unless told otherwise
+SCHEDULES = {"lm": (1000, 2e-3), "mlm": (1000, 1e-3), "classify": (300, 5e-4)}
+_LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "accumulate": (lambda v: v >= 1, "at least 1"),
+    "batch_size": (lambda v: v >= 1, "at least 1"),
+    "checkpoint_every": (lambda v: v >= 1, "at least 1 step"),
+    "clip": (lambda v: 0 <= v < math.inf, "at least 0 (0: no clipping)"),
+    "context": (lambda v: v >= 8, "at least 8 tokens"),
+    "early_stopping": (lambda v: v >= 1, "at least 1 epoch"),
+    "epochs": (lambda v: v >= 1, "at least 1"),
+    "eval_every": (lambda v: v >= 1, "at least 1 step"),
+    "l1": (lambda v: 0 <= v < math.inf, "at least 0"),
+    "lr": (lambda v: 0 < v < math.inf, "positive"),
+    "minutes": (lambda v: 0 < v < math.inf, "positive"),
+    "precision": (lambda v: v in ("fp32", "bf16"), "fp32 or bf16"),
+    "sample_tokens": (lambda v: v >= 0, "at least 0"),
+    "seed": (lambda v: 0 <= v < 2**32, "between 0 and 2**32 - 1"),
+    "steps": (lambda v: v >= 1, "at least 1"),
+    "stop_at": (lambda v: v >= 1, "at least 1 step"),
+    "strategy": (lambda v: v in ("ddp", "fsdp"), "ddp or fsdp"),
+    "temperature": (lambda v: 0 < v < math.inf, "positive"),
+    "top_k": (lambda v: v >= 1, "at least 1"),
+    "val_fraction": (lambda v: 0 < v < 1, "between 0 and 1"),
+    "warmup": (lambda v: v >= 0, "at least 0 steps"),
+    "weight_decay": (lambda v: 0 <= v < math.inf, "at least 0"),
+}
+
+
+def flag(name: str) -> str:
+    """The command line's name of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def _check(config: Any) -> None:
+    for name, (valid, expected) in _LIMITS.items():
+        value = getattr(config, name, None)
+        if value is not None and not valid(value):
+            raise InputError(f"{flag(name)} must be {expected}, got {value}")
 
 
 @dataclass
@@ -57,18 +107,7 @@ class Config:
             self.lr = OPTIMIZERS[self.optimizer][3 if self.model in LINEAR else 2]
         if self.compare not in (None, "torch"):
             raise InputError(f"--compare knows torch, got {self.compare!r}")
-        for flag, value, valid, expected in (
-            ("--epochs", self.epochs, self.epochs >= 1, "at least 1"),
-            ("--batch-size", self.batch_size, self.batch_size >= 1, "at least 1"),
-            ("--lr", self.lr, 0 < self.lr < float("inf"), "positive"),
-            ("--weight-decay", self.weight_decay, 0 <= self.weight_decay < float("inf"), "at least 0"),
-            ("--l1", self.l1, 0 <= self.l1 < float("inf"), "at least 0"),
-            ("--early-stopping", self.early_stopping, (self.early_stopping or 1) >= 1, "at least 1 epoch"),
-            ("--val-fraction", self.val_fraction, 0 < self.val_fraction < 1, "between 0 and 1"),
-            ("--seed", self.seed, 0 <= self.seed < 2**32, "between 0 and 2**32 - 1"),
-        ):
-            if not valid:
-                raise InputError(f"{flag} must be {expected}, got {value}")
+        _check(self)
         if self.out is None:
             self.out = Path("runs") / f"{self.model}-{Path(self.data).stem}"
 
@@ -76,3 +115,116 @@ class Config:
         """What decides the weights of every epoch: a checkpoint may only be resumed by a run that agrees."""
         names = ("model", "batch_size", "optimizer", "lr", "weight_decay", "l1")
         return {name: getattr(self, name) for name in (*names, "early_stopping", "val_fraction", "seed")}
+
+
+@dataclass
+class LanguageConfig:
+    """A training run on text.
+
+    task: "lm" (the next token), "mlm" (hidden tokens) or "classify" (a file's top folder); the model's first
+    unless told. batch_size: windows of `context` tokens that a step's gradient is the mean over, in all: split
+    over the processes, and over `accumulate` micro-batches. Steps are counted, or as many as fit into
+    `minutes`. stop_at: end there, to be resumed. compare: "torch" (the same run in plain PyTorch) or "scratch"
+    (the same run without `init_from`). weight_decay acts on matrices only.
+    """
+
+    model: str
+    data: str
+    task: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    steps: int | None = None
+    minutes: float | None = None
+    batch_size: int = 8
+    accumulate: int = 1
+    context: int | None = None
+    lr: float | None = None
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    warmup: int | None = None
+    precision: str = "fp32"
+    vocab_size: int | None = None
+    init_from: Path | None = None
+    eval_every: int | None = None
+    checkpoint_every: int | None = None
+    stop_at: int | None = None
+    val_fraction: float = 0.1
+    sample_tokens: int = 120
+    prompt: str | None = None
+    temperature: float = 0.8
+    top_k: int | None = 40
+    strategy: str = "ddp"
+    seed: int = 0
+    out: Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+    compare: str | None = None
+    backend: str | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.model not in TASKS:
+            raise InputError(f"{self.model} does not learn from text; these do: {', '.join(TASKS)}")
+        tasks = TASKS[self.model]
+        if self.task is None:
+            self.task = tasks[0]
+        if self.task not in tasks:
+            raise InputError(f"--task of {self.model} is {' or '.join(tasks)}, got {self.task!r}")
+        if self.steps is not None and self.minutes is not None:
+            raise InputError("--steps and --minutes both say how long to train; give one")
+        if self.compare not in (None, "torch", "scratch"):
+            raise InputError(f"--compare knows torch and scratch, got {self.compare!r}")
+        if self.compare == "scratch" and self.init_from is None:
+            raise InputError("--compare scratch compares with the weights of --init-from; name a run")
+        if self.prompt is not None and self.task != "lm":
+            raise InputError(f"--prompt: a model of task {self.task} writes no text")
+        if self.vocab_size is not None and self.init_from is not None:
+            raise InputError("--vocab-size: the tokenizer comes from --init-from; leave the option out")
+        _check(self)
+        if self.lr is None:
+            self.lr = SCHEDULES[self.task][1]
+        if self.steps is None and self.minutes is None:
+            self.steps = SCHEDULES[self.task][0]
+        if self.out is None:
+            task = "" if self.task == "lm" else f"-{self.task}"
+            self.out = Path("runs") / f"{self.model}-{Path(self.data).stem}{task}"
+
+    def scheduled(self, steps: int) -> LanguageConfig:
+        """With the number of steps decided, and what follows from it unless given."""
+        tenth = max(1, steps // 10)
+        every = self.eval_every or tenth
+        warmup = min(100, tenth) if self.warmup is None else self.warmup
+        return replace(
+            self,
+            steps=steps,
+            minutes=None,
+            warmup=warmup,
+            eval_every=every,
+            checkpoint_every=self.checkpoint_every or every,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights of every step, but for how the batch is split."""
+        names = ("model", "task", "steps", "batch_size", "context", "lr", "weight_decay", "clip", "warmup")
+        return {name: getattr(self, name) for name in (*names, "precision", "val_fraction", "seed")}
+
+
+def configure(model: str, **settings: Any) -> Config | LanguageConfig:
+    """The configuration that suits a model; InputError for a setting that says nothing to it."""
+    if model in TASKS:
+        kind, learns = LanguageConfig, "text"
+    elif {"in_features", "out_features"} <= _options_of(model).keys():
+        kind, learns = Config, "tables"
+    else:
+        raise InputError(f"{model} learns neither from tables of numbers nor from text")
+    accepted = {field.name for field in fields(kind)}
+    for name in settings:
+        if name not in accepted:
+            raise InputError(f"{flag(name)} means nothing to {model}, which learns from {learns}")
+    return kind(model, **settings)
+
+
+def _options_of(model: str) -> dict[str, Any]:
+    try:
+        return zoo.options(model)
+    except ValueError as error:
+        raise InputError(str(error)) from None

@@ -8,57 +8,31 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
+from rich.console import Console
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from ..data import Split, Table
+from . import report
 from .config import OPTIMIZERS, Config
+from .engine import KEPT_STEP_TIMES, Engine, Fit, Stopped, TrainingError
 from .metrics import NAMES, make_metrics
 
 VAL_BATCH = 4096
-KEPT_STEP_TIMES = 10_000
-
-
-class Engine(NamedTuple):
-    """Where layers, losses and optimizers come from: kernelzoo's namespaces, or torch's."""
-
-    name: str
-    nn: Any
-    functional: Any
-    optim: Any
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on (the loss is no longer a number)."""
-
-
-class Stopped(RuntimeError):
-    """The user interrupted the run (Ctrl-C)."""
-
-
-@dataclass
-class Fit:
-    """What training produced.
-
-    weights: those of epoch `best` (counted from 0): the last one, or with early stopping the one with the
-    lowest validation loss. step_ms: times of the latest steps, at most `KEPT_STEP_TIMES`.
-    """
-
-    weights: dict[str, torch.Tensor]
-    history: list[dict[str, float]]
-    best: int
-    step_ms: list[float] = field(repr=False)
-
-    @property
-    def step_quartiles_ms(self) -> list[float]:
-        """First quartile, median, third quartile."""
-        return np.percentile(self.step_ms, [25, 50, 75]).tolist() if self.step_ms else [math.nan] * 3
+# what a checkpoint holds besides its run's identity and the weights
+STATE = {
+    "optimizer": dict,
+    "history": list,
+    "best": dict,
+    "stopper": dict,
+    "stopped": bool,
+    "step_ms": torch.Tensor,
+}
 
 
 def epoch_seed(seed: int, epoch: int, stream: int) -> int:
@@ -223,6 +197,28 @@ class EpochCheckpoint(Checkpoint):
                 "step_ms": torch.tensor(module.step_ms, dtype=torch.float64),
             }
         )
+
+
+class ProgressBar(Callback):
+    """One line over all epochs with the latest validation result; silent where there is no terminal."""
+
+    def __init__(self, name: str, main: str, done: int, epochs: int, console: Console) -> None:
+        self.main, self.done, self.epochs = main, done, epochs
+        self.bar = report.progress(name, "epochs", console)
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        self.task = self.bar.add_task("", total=self.epochs, completed=self.done, result="")
+        self.bar.start()
+
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+        # callbacks come before the module, which appends this epoch to its history after them
+        self.bar.update(self.task, advance=1, result=f"{self.main} {module.val_values[self.main]:.4f}")
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        self.bar.stop()
+
+    def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+        self.bar.stop()
 
 
 def fit(

@@ -32,7 +32,10 @@ def make_metrics(table: Table, normalization: Normalization) -> MetricCollection
     """Accuracy over all rows, and precision, recall and F1 averaged over classes; or MSE, MAE, R²."""
     if table.classes is None:
         return RegressionMetrics(normalization)
-    n = len(table.classes)
+    return classification_metrics(len(table.classes))
+
+
+def classification_metrics(n: int) -> MetricCollection:
     return MetricCollection(
         {
             "accuracy": MulticlassAccuracy(n, average="micro"),

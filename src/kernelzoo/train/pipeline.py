@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shlex
 from dataclasses import replace
@@ -12,18 +11,29 @@ import torch
 from rich.console import Console
 
 import kernelzoo
-from kernelzoo import functional, nn, optim, zoo
+from kernelzoo import zoo
 
 from ..data import InputError, Split, Table, load, split
 from . import checkpoint, report
 from .config import Config
-from .loop import Engine, Fit, fit
+from .engine import (
+    CHECKPOINT,
+    CURVES,
+    KERNELZOO,
+    METRICS,
+    TORCH,
+    WEIGHTS,
+    Engine,
+    Fit,
+    check_out,
+    choose_device,
+    chosen_backend,
+    create_model,
+    prepare_out,
+    probe,
+)
+from .loop import STATE, ProgressBar, fit
 from .metrics import NAMES
-
-KERNELZOO = Engine("kernelzoo", nn, functional, optim)
-TORCH = Engine("torch", zoo.plain, torch.nn.functional, torch.optim)
-
-CHECKPOINT, WEIGHTS, CURVES, METRICS = "checkpoint.ckpt", "model.safetensors", "curves.png", "metrics.json"
 
 
 def run(config: Config, console: Console | None = None) -> dict[str, Any]:
@@ -34,30 +44,34 @@ def run(config: Config, console: Console | None = None) -> dict[str, Any]:
     Raises InputError, before anything is written, where the data, an option or a checkpoint will not do.
     """
     console = console or Console()
-    config = replace(config, device=_device(config.device))
+    config = replace(config, device=choose_device(config.device))
     table = load(config.data, config.target, config.task)
     options = _options(config, table)
     data = split(table, config.val_fraction, config.seed)
-    model = _create(config, options, KERNELZOO)
+    model = create_model(config.model, options, KERNELZOO, config.seed)
     identity = {
         **config.identity(),
         "options": json.dumps(options, sort_keys=True),
         "task": table.task,
         "data": table.fingerprint(),
     }
-    with _backend(config.backend):
-        ran = _probe(model, data, config)
+    with chosen_backend(config.backend):
+        rows = data.x[: config.batch_size].to(config.device)
+        model.to(config.device)
+        ran = probe(model, config.backend, lambda: model(rows))
         state = _resume_state(config, identity, model, console)
         path = config.out / CHECKPOINT
-        _prepare(config)
+        prepare_out(config.out, config.resume)
         ours = _fit(
             model, config, table, data, KERNELZOO, console,
             state=state, save=lambda s: checkpoint.save(path, {"identity": identity, **s}),
         )  # fmt: skip
     fits = {"kernelzoo": ours}
-    checkpoint.write_whole(config.out / WEIGHTS, _safetensors(ours, config, options, table, data))
+    about = _about(config, options, table, data)
+    checkpoint.write_whole(config.out / WEIGHTS, checkpoint.safetensors(ours.weights, about))
     if config.compare:
-        fits["torch"] = _fit(_create(config, options, TORCH), config, table, data, TORCH, console)
+        plain = create_model(config.model, options, TORCH, config.seed)
+        fits["torch"] = _fit(plain, config, table, data, TORCH, console)
     return _report(fits, config, options, table, data, ran, console)
 
 
@@ -71,16 +85,8 @@ def _fit(
     **how: Any,
 ) -> Fit:
     done = len(how["state"]["history"]) if how.get("state") else 0
-    bar = report.ProgressBar(engine.name, NAMES[table.task][0], done, config.epochs, console)
+    bar = ProgressBar(engine.name, NAMES[table.task][0], done, config.epochs, console)
     return fit(model, config, table, data, engine, callbacks=(bar,), **how)
-
-
-def _device(device: str) -> str:
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"--device is auto, cpu or cuda, got {device!r}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no CUDA device; use --device cpu")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def _options(config: Config, table: Table) -> dict[str, Any]:
@@ -103,78 +109,21 @@ def _options(config: Config, table: Table) -> dict[str, Any]:
     return {**config.options, **sizes}
 
 
-def _create(config: Config, options: dict[str, Any], engine: Engine) -> torch.nn.Module:
-    torch.manual_seed(config.seed)
-    try:
-        return zoo.create(config.model, nn=engine.nn, **options)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{config.model}: {error}") from None
-
-
-@contextlib.contextmanager
-def _backend(name: str | None):
-    """`kernelzoo.backend(name)`; a name that does not exist or a backend that is not here: InputError."""
-    if name is None:
-        yield
-        return
-    try:
-        choice = kernelzoo.backend(name)
-    except (ValueError, kernelzoo.BackendUnavailable) as error:
-        raise InputError(f"--backend {name}: {error}") from None
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(choice)
-        except (ValueError, kernelzoo.BackendUnavailable) as error:
-            raise InputError(f"--backend {name}: {error}") from None
-        yield
-
-
-def _probe(model: torch.nn.Module, data: Split, config: Config) -> list[str]:
-    """One forward pass, so that a backend that cannot serve says so before a file is written.
-
-    Returns which op runs on which backend, each once: "linear[relu] on cpp".
-    """
-    model.to(config.device).eval()
-    with kernelzoo.trace() as calls:
-        try:
-            model(data.x[: config.batch_size].to(config.device))
-        except kernelzoo.BackendUnavailable as error:
-            raise InputError(f"--backend {config.backend}: {error}") from None
-    return list(dict.fromkeys(f"{call.op} on {call.backend}" for call in calls))
-
-
 def _resume_state(config: Config, identity: dict, model: torch.nn.Module, console: Console) -> dict | None:
+    if not check_out(config.out, config.resume, config.overwrite, console):
+        return None
     path = config.out / CHECKPOINT
-    if config.out.exists() and not config.out.is_dir():
-        raise InputError(f"--out {config.out} is a file; name a folder")
-    if not config.resume:
-        if path.exists() and not (config.out / METRICS).exists() and not config.overwrite:
-            raise InputError(
-                f"{config.out} holds an unfinished run; --resume continues it, --overwrite starts over"
-            )
-        return None
-    if not path.exists():
-        console.print(f"no checkpoint in {config.out} yet: starting from the first epoch")
-        return None
-    state = checkpoint.read(path, identity, model, config.epochs)
+    state = checkpoint.read(path, identity, model, STATE)
+    if len(state["history"]) > config.epochs:
+        raise InputError(
+            f"{path} has {len(state['history'])} epochs already, --epochs asks for {config.epochs}"
+        )
     console.print(f"resuming {path} after epoch {len(state['history'])} of {config.epochs}")
     return state
 
 
-def _prepare(config: Config) -> None:
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-        names = (WEIGHTS, CURVES, METRICS) if config.resume else (CHECKPOINT, WEIGHTS, CURVES, METRICS)
-        for name in names:
-            (config.out / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {config.out} cannot be written: {error.strerror}") from None
-
-
-def _safetensors(ours: Fit, config: Config, options: dict, table: Table, data: Split) -> bytes:
-    from safetensors.torch import save
-
-    about = {
+def _about(config: Config, options: dict, table: Table, data: Split) -> dict[str, Any]:
+    return {
         "version": kernelzoo.__version__,
         "model": config.model,
         "options": options,
@@ -184,9 +133,6 @@ def _safetensors(ours: Fit, config: Config, options: dict, table: Table, data: S
         "task": table.task,
         "classes": table.classes,
     }
-    # one entry: safetensors writes several in an order that changes from run to run, and files should compare
-    weights = {key: value.contiguous() for key, value in ours.weights.items()}
-    return save(weights, metadata={"kernelzoo": json.dumps(about)})
 
 
 def _report(

@@ -7,45 +7,27 @@ import math
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
-from .loop import Fit
+from .engine import Fit
 
-COLORS = {"kernelzoo": "#0b6fb8", "torch": "#e4572e"}
+COLORS = ("#0b6fb8", "#e4572e")  # the run, its peer
 
 
-class ProgressBar(Callback):
-    """One line over all epochs with the latest validation result; silent where there is no terminal."""
-
-    def __init__(self, name: str, main: str, done: int, epochs: int, console: Console) -> None:
-        self.main, self.done, self.epochs = main, done, epochs
-        self.bar = Progress(
-            TextColumn(f"{name:<9}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("epochs"),
-            TextColumn("{task.fields[result]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-
-    def on_train_start(self, trainer: Any, module: Any) -> None:
-        self.task = self.bar.add_task("", total=self.epochs, completed=self.done, result="")
-        self.bar.start()
-
-    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        # callbacks come before the module, which appends this epoch to its history after them
-        self.bar.update(self.task, advance=1, result=f"{self.main} {module.val_values[self.main]:.4f}")
-
-    def on_train_end(self, trainer: Any, module: Any) -> None:
-        self.bar.stop()
-
-    def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
-        self.bar.stop()
+def progress(name: str, unit: str, console: Console) -> Progress:
+    """One line: how far, the latest result (field `result`), time left; silent where there is no terminal."""
+    return Progress(
+        TextColumn(f"{name:<9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[result]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
 
 
 def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -54,7 +36,8 @@ def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -
 
 
 def metric_names(fit: Fit) -> list[str]:
-    return [key for key in fit.history[-1] if not key.endswith("_loss")]
+    others = ("step", "gradient_norm", "train_loss", "val_loss")
+    return [key for key in fit.history[-1] if key not in others]
 
 
 def result_table(fits: dict[str, Fit]) -> RichTable:
@@ -72,11 +55,16 @@ def result_table(fits: dict[str, Fit]) -> RichTable:
         row(key, [_number(f.history[f.best][key]) for f in everyone])
     row("loss", [f"{f.history[f.best]['val_loss']:.4f}" for f in everyone])
     row("training loss", [f"{f.history[f.best]['train_loss']:.4f}" for f in everyone])
-    row("epoch", [f"{f.best + 1} of {len(f.history)}" for f in everyone])
+    if "step" in everyone[0].history[-1]:
+        row("step", [f"{f.history[f.best]['step']}" for f in everyone])
+    else:
+        row("epoch", [f"{f.best + 1} of {len(f.history)}" for f in everyone])
     quartiles = [f.step_quartiles_ms for f in everyone]
     row("median step, ms", [f"{median:.3f}" for _, median, _ in quartiles])
     row("quartiles, ms", [f"{low:.3f} - {high:.3f}" for low, _, high in quartiles])
     row("steps timed", [str(len(f.step_ms)) for f in everyone])
+    if everyone[0].tokens:
+        row("tokens/s", [f"{f.tokens_per_s:.0f}" for f in everyone])
     return table
 
 
@@ -92,18 +80,23 @@ def summary(fits: dict[str, Fit], run: dict[str, Any]) -> dict[str, Any]:
             "metrics": {key: fit.history[fit.best][key] for key in metric_names(fit)},
             "val_loss": fit.history[fit.best]["val_loss"],
             "train_loss": fit.history[fit.best]["train_loss"],
-            "epoch": fit.best + 1,
-            "epochs": len(fit.history),
+            **_progress(fit),
             "median_step_ms": fit.step_quartiles_ms[1],
             "step_quartiles_ms": fit.step_quartiles_ms,
             "steps_timed": len(fit.step_ms),
             "history": fit.history,
         }
-    if len(fits) == 2:
+    if "torch" in fits:
         a, b = fits.values()
         out["largest_weight_difference"] = largest_difference(a.weights, b.weights)
         out["largest_weight"] = max(w.abs().max().item() for w in b.weights.values())
     return _finite(out)
+
+
+def _progress(fit: Fit) -> dict[str, Any]:
+    if fit.tokens:
+        return {"step": fit.history[fit.best]["step"], "tokens_per_s": fit.tokens_per_s}
+    return {"epoch": fit.best + 1, "epochs": len(fit.history)}
 
 
 def _finite(value: Any) -> Any:
@@ -114,45 +107,43 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def curves(fits: dict[str, Fit], title: str, main: str) -> bytes:
-    """PNG: training and validation loss and the main metric by epoch; a dot marks the epoch that is kept."""
+def curves(fits: dict[str, Fit], title: str, main: str | None) -> bytes:
+    """PNG: training and validation loss, and the main metric if there is one, by epoch or step.
+
+    A dot marks the weights that are kept.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), dpi=130, layout="constrained")
-    loss_axes, metric_axes = figure.subplots(1, 2)
-    for name, fit in fits.items():
-        epochs = range(1, len(fit.history) + 1)
-        # the peer is drawn wide and pale underneath: where both agree, both stay visible
-        first = name == next(iter(fits))
+    figure = Figure(figsize=(9 if main else 6, 3.6), dpi=130, layout="constrained")
+    axes_of = figure.subplots(1, 2 if main else 1, squeeze=False)[0]
+    lines = [("train_loss", "{}, training", "--"), ("val_loss", "{}, validation", "-")]
+    if main:
+        lines.append((main, "{}", "-"))
+    unit = "step" if "step" in next(iter(fits.values())).history[-1] else "epoch"
+    for i, (name, fit) in enumerate(fits.items()):
+        at = [row.get("step", n) for n, row in enumerate(fit.history, 1)]
+        # plain PyTorch is drawn wide and pale underneath: where both agree, both stay visible
+        pale = name == "torch"
         style = {
-            "color": COLORS[name],
-            "lw": 1.4 if first else 5,
-            "alpha": 1 if first else 0.35,
-            "zorder": 3 - (not first),
+            "color": COLORS[i],
+            "lw": 5 if pale else 1.4,
+            "alpha": 0.35 if pale else 1,
+            "zorder": 2 if pale else 3,
         }
-        for axes, key, label, line in (
-            (loss_axes, "train_loss", f"{name}, training", "--"),
-            (loss_axes, "val_loss", f"{name}, validation", "-"),
-            (metric_axes, main, name, "-"),
-        ):
+        for key, label, line in lines:
+            axes = axes_of[1] if key == main else axes_of[0]
             values = [row[key] for row in fit.history]
-            axes.plot(epochs, values, line, label=label, **style)
+            axes.plot(at, values, line, label=label.format(name), **style)
             if key != "train_loss":
-                axes.plot(
-                    fit.best + 1,
-                    values[fit.best],
-                    "o",
-                    color=COLORS[name],
-                    ms=5,
-                    zorder=4,
-                    alpha=style["alpha"],
-                )
+                dot = (at[fit.best], values[fit.best], "o")
+                axes.plot(*dot, color=COLORS[i], ms=5, zorder=4, alpha=style["alpha"])
     losses = [row[key] for fit in fits.values() for row in fit.history for key in ("train_loss", "val_loss")]
     if min(losses) > 0 and max(losses) > 20 * min(losses):
-        loss_axes.set_yscale("log")
-    loss_axes.set(xlabel="epoch", ylabel="loss", title="loss")
-    metric_axes.set(xlabel="epoch", ylabel=main, title=f"validation {main}")
-    for axes in (loss_axes, metric_axes):
+        axes_of[0].set_yscale("log")
+    axes_of[0].set(xlabel=unit, ylabel="loss", title="loss" if main else None)
+    if main:
+        axes_of[1].set(xlabel=unit, ylabel=main, title=f"validation {main}")
+    for axes in axes_of:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -1,0 +1,224 @@
+"""The training loop of language models: so many steps, each a global batch that (seed, step) alone decides.
+
+AdamW (I. Loshchilov, F. Hutter, arXiv:1711.05101), warm-up and cosine decay (arXiv:1608.03983). The batch is
+split over processes and micro-batches; gradients are those of the mean over the whole batch whatever the split.
+A plain loop, not Lightning's: its Trainer counts epochs, and shards on CUDA only.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from ..data.windows import IGNORED, Batch
+from . import report
+from .config import LanguageConfig
+from .distributed import World, full, full_optimizer, full_weights, load_optimizer
+from .engine import KEPT_STEP_TIMES, Engine, Fit, Stopped, TrainingError
+
+VAL_ROWS = 128
+LAST_LR = 0.1  # of --lr, at the last step
+BETAS = (0.9, 0.95)  # T. Brown et al., arXiv:2005.14165, appendix B
+# what a checkpoint holds besides its run's identity and the weights
+STATE = {"optimizer": dict, "history": list, "step": int, "sums": torch.Tensor, "step_ms": torch.Tensor}
+
+
+def asked(batch: Batch, shift: int) -> int:
+    """How many tokens (or rows) the mean loss of a batch is over."""
+    labels = batch.labels if batch.labels.ndim == 1 else batch.labels[:, shift:]
+    return int((labels != IGNORED).sum())
+
+
+def learning_rate(config: LanguageConfig, step: int) -> float:
+    """Of step 0, 1, ...: linear to `lr` in `warmup` steps, then a half cosine to a tenth of it."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    share = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * (LAST_LR + (1 - LAST_LR) * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+class Training:
+    """One contender: a model, its optimizer and where it stands."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        data: Any,
+        config: LanguageConfig,
+        engine: Engine,
+        world: World,
+        state: dict | None = None,
+        metrics: Any = None,
+    ) -> None:
+        self.data, self.config, self.world, self.metrics = data, config, world, metrics
+        if state:
+            model.load_state_dict(state["model"])
+        self.model = model.to(world.device)
+        self.wrapped = world.wrap(self.model)
+        matrices = [p for p in self.model.parameters() if p.ndim >= 2]
+        vectors = [p for p in self.model.parameters() if p.ndim < 2]
+        groups = [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        self.optimizer = engine.optim.AdamW(groups, lr=config.lr, betas=BETAS)
+        self.history: list[dict[str, float]] = []
+        self.step = 0
+        # sums of the training loss and of the gradient's norm since the last row of the history
+        self.sums = torch.zeros(2, dtype=torch.float64)
+        self.step_ms: deque[float] = deque(maxlen=KEPT_STEP_TIMES)
+        if state:
+            load_optimizer(self.optimizer, self.model, state["optimizer"])
+            self.history, self.step = list(state["history"]), state["step"]
+            self.sums = state["sums"]
+            self.step_ms.extend(state["step_ms"].tolist())
+        self.sums = self.sums.to(world.device)
+        self.validation = data.validation(VAL_ROWS)
+        self.share = config.batch_size // (world.size * config.accumulate)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint; all ranks must ask."""
+        return {
+            "model": full_weights(self.model),
+            "optimizer": full_optimizer(self.optimizer, self.model),
+            "history": self.history,
+            "step": self.step,
+            "sums": self.sums.cpu(),
+            "step_ms": torch.tensor(self.step_ms, dtype=torch.float64),
+        }
+
+    def forward(self, batch: Batch, labels: torch.Tensor | None) -> torch.Tensor:
+        device = torch.device(self.world.device).type
+        with torch.autocast(device, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            return self.wrapped(batch.input_ids, attention_mask=batch.attention_mask, labels=labels)
+
+    def backward(self, step: int) -> torch.Tensor:
+        """Gradients of the mean loss over the global batch of a step; returns that loss."""
+        world, config = self.world, self.config
+        batch = self.data.batch(config.seed, step, config.batch_size)
+        total = asked(batch, self.data.shift)
+        loss = torch.zeros((), device=world.device)
+        for micro in range(config.accumulate):
+            first = (micro * world.size + world.rank) * self.share
+            rows = batch.rows(slice(first, first + self.share))
+            weight = asked(rows, self.data.shift) / total
+            rows = rows.to(world.device)
+            # dropout replays when a run is resumed
+            entropy = [config.seed, step, micro, world.rank]
+            torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+            with world.accumulating(self.wrapped, last=micro == config.accumulate - 1):
+                part = self.forward(rows, rows.labels).float()
+                # the processes' gradients are averaged, so each gives its share of the mean times their number
+                (part * (weight * world.size)).backward()
+            loss += part.detach() * weight
+        return world.sum(loss)
+
+    def train_step(self) -> None:
+        start_s = time.perf_counter()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.step)
+        self.wrapped.train()
+        loss = self.backward(self.step)
+        # over all processes' gradients, sharded or not
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
+        self.sums += torch.stack([loss, full(norm)])
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.world.device != "cpu":
+            torch.cuda.synchronize()
+        self.step += 1
+        self.step_ms.append((time.perf_counter() - start_s) * 1e3)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mean loss over the validation windows, and the metrics where the task has some."""
+        world, batch = self.world, self.validation
+        self.wrapped.eval()
+        total = torch.zeros((), dtype=torch.float64, device=world.device)
+        # every process takes part as often, as sharded models must: some with a row that counts for nothing
+        each = max(1, self.config.batch_size // self.config.accumulate // world.size)
+        for start in range(0, len(batch), each * world.size):
+            first = start + world.rank * each
+            rows = batch.rows(slice(first, min(first + each, len(batch))))
+            counted = len(rows) > 0
+            rows = (rows if counted else batch.rows(slice(0, 1))).to(world.device)
+            if self.metrics is None:
+                loss = self.forward(rows, rows.labels).float()
+            else:
+                logits = self.forward(rows, None).float()
+                loss = torch.nn.functional.cross_entropy(logits, rows.labels)
+                if counted:
+                    self.metrics.update(logits, rows.labels)
+            if counted:
+                total += loss.double() * asked(rows, self.data.shift)
+        values = {"val_loss": float(world.sum(total)) / asked(batch, self.data.shift)}
+        if self.metrics is not None:
+            values |= {key: float(value) for key, value in self.metrics.compute().items()}
+            self.metrics.reset()
+        return values
+
+    def record(self) -> dict[str, float]:
+        """A row of the history, from the steps since the last one."""
+        since = self.step - (self.history[-1]["step"] if self.history else 0)
+        loss, norm = (self.sums / since).tolist()
+        row = {"step": self.step, "train_loss": loss, "gradient_norm": norm, **self.validate()}
+        for name in ("train_loss", "val_loss"):
+            if not math.isfinite(row[name]):
+                raise TrainingError(
+                    f"{name} is {row[name]} after step {self.step}: training diverged; lower --lr "
+                    f"(now {self.config.lr:g})"
+                )
+        self.sums.zero_()
+        self.history.append(row)
+        return row
+
+
+def fit(training: Training, name: str, console: Console, save: Callable[[dict], None] | None = None) -> Fit:
+    """Train to the last step, or to `stop_at`; rank 0 hands a state to `save` every so many steps."""
+    config, world = training.config, training.world
+    last = min(config.steps, config.stop_at or config.steps)
+    bar = report.progress(name, "steps", console)
+    task = bar.add_task("", total=config.steps, completed=training.step, result="")
+    try:
+        with bar:
+            while training.step < last:
+                training.train_step()
+                ended = training.step == config.steps
+                if ended or training.step % config.eval_every == 0:
+                    row = training.record()
+                    losses = f"training {row['train_loss']:.4f} validation {row['val_loss']:.4f}"
+                    bar.update(task, result=losses)
+                    if not console.is_terminal:
+                        console.print(f"{name} step {training.step} of {config.steps}: {losses}")
+                if save and (training.step == last or training.step % config.checkpoint_every == 0):
+                    state = training.state()
+                    if world.main:
+                        save(state)
+                bar.update(task, completed=training.step)
+    except KeyboardInterrupt:
+        raise Stopped(f"interrupted in step {training.step + 1}") from None
+    tokens = config.batch_size * config.context
+    weights = full_weights(training.model)
+    return Fit(weights, training.history, len(training.history) - 1, list(training.step_ms), tokens)
+
+
+def steps_for(training: Training, minutes: float) -> int:
+    """How many steps fit into so many minutes, from a few that change nothing."""
+    times = []
+    training.wrapped.train()
+    for _ in range(4):
+        start_s = time.perf_counter()
+        training.backward(step=0)
+        training.optimizer.zero_grad()
+        if training.world.device != "cpu":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start_s)
+    # the update, validation and checkpoints take a tenth
+    return max(1, int(0.9 * minutes * 60 / training.world.slowest(float(np.median(times[1:])))))
