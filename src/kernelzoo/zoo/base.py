@@ -144,6 +144,21 @@ def check_tokens(
             )
 
 
+def checked_positions(model: str, position_ids: Tensor, input_ids: Tensor) -> Tensor:
+    """position_ids (L,), (1, L) or (B, L) as (B, L)."""
+    batch, length = input_ids.shape
+    if tuple(position_ids.shape) not in ((length,), (1, length), (batch, length)):
+        raise ArgumentError(
+            f"{model}: position_ids has shape {tuple(position_ids.shape)}; expected ({length},) or "
+            f"({batch}, {length})"
+        )
+    if position_ids.is_floating_point():
+        raise ArgumentTypeError(
+            f"{model}: position_ids has dtype {position_ids.dtype}; expected whole numbers"
+        )
+    return position_ids.expand(batch, length)
+
+
 def key_mask(attention_mask: Tensor) -> Tensor:
     """(B, L), 1 where there is a token and 0 where there is padding -> bool (B, 1, 1, L), for attention."""
     return attention_mask.bool()[:, None, None, :]

@@ -18,6 +18,7 @@ from .base import (
     check_divides,
     check_one_of,
     check_tokens,
+    checked_positions,
     classification_loss,
     initialise,
     key_mask,
@@ -159,6 +160,8 @@ class Bert(Pretrained):
             labels=per_token,
             token_type_ids=token_type_ids,
         )
+        if position_ids is not None:
+            position_ids = checked_positions(self.name, position_ids, input_ids)
         types = self.types.weight[0] if token_type_ids is None else self.types(token_type_ids)
         x = self.tokens(input_ids) + types + self._position_vectors(input_ids, position_ids)
         x = self.dropout(self.norm(x))

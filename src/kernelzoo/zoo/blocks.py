@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .. import nn as kz_nn
 from .cache import LayerCache
-from .plain import functional as plain_functional
 
 
 class Attention(kz_nn.Module):
@@ -39,7 +38,7 @@ class Attention(kz_nn.Module):
         self.qkv = nn.Linear(dim, (heads + 2 * self.kv_heads) * self.head_dim, bias)
         self.out = nn.Linear(heads * self.head_dim, dim, bias if out_bias is None else out_bias)
         self._attend = nn.functional.scaled_dot_product_attention
-        self._decode = getattr(nn.functional, "attention_decode", plain_functional.attention_decode)
+        self._decode = nn.functional.attention_decode
 
     def forward(
         self,

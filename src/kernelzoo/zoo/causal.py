@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops.core import ArgumentError
-from .base import IGNORED, Pretrained, causal_mask, check_tokens, shifted
+from .base import IGNORED, Pretrained, causal_mask, check_tokens, checked_positions, shifted
 from .cache import Cache
 from .generate import Generates
 
@@ -75,6 +75,8 @@ class CausalLM(Generates, Pretrained):
             past=cache.used if cache else 0,
             labels=labels,
         )
+        if position_ids is not None:
+            position_ids = checked_positions(self.name, position_ids, input_ids)
         if cache is None:
             mask = None if attention_mask is None else causal_mask(attention_mask)
             return self.hidden(input_ids, mask, position_ids, None)

@@ -21,6 +21,7 @@ from .base import CheckpointError, Pretrained, Source
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+FLOATS = ("F64", "F32", "F16", "BF16")
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # before 2019
 
 
@@ -109,7 +110,7 @@ def read(path: Path) -> Checkpoint:
     for file in files:
         with opened(file) as handle:
             text = (handle.metadata() or {}).get("kernelzoo")
-            about = json.loads(text) if text else about
+            about = parsed(file, text) if text else about
             for key in handle.keys():  # noqa: SIM118 (not a mapping)
                 part = handle.get_slice(key)
                 if key in tensors:
@@ -132,9 +133,10 @@ def opened(file: Path) -> Any:
         ) from None
 
 
-def parsed(file: Path) -> dict[str, Any]:
+def parsed(file: Path, text: str | None = None) -> dict[str, Any]:
+    """The object that a JSON file holds, or `text` of it."""
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text() if text is None else text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"zoo.load: {file} is not JSON ({error})") from None
     if not isinstance(content, dict):
@@ -250,6 +252,11 @@ def plan_foreign(model: Pretrained, found: Checkpoint) -> dict[str, tuple[Source
         for part, rows in zip(parts, source.rows or shape[:1], strict=True):
             one = (rows, *shape[1:])
             check_shape(found, part, one[::-1] if source.transposed else one)
+            if part.dtype not in FLOATS:
+                raise CheckpointError(
+                    f"zoo.load: {part.key} in {part.file} has dtype {part.dtype}; expected one of "
+                    f"{', '.join(FLOATS)}"
+                )
         plan[key] = source, parts
     return plan
 
@@ -258,10 +265,6 @@ def check_shape(found: Checkpoint, stored: Stored, shape: tuple[int, ...]) -> No
     if stored.shape != shape:
         raise CheckpointError(
             f"zoo.load: {stored.key} in {stored.file} has shape {stored.shape}; expected {shape}"
-        )
-    if not stored.dtype.startswith(("F", "BF")) or "8" in stored.dtype:
-        raise CheckpointError(
-            f"zoo.load: {stored.key} in {stored.file} has dtype {stored.dtype}; expected F64, F32, F16 or BF16"
         )
 
 

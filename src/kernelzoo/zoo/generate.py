@@ -109,9 +109,12 @@ class _Pick:
     ) -> None:
         self.sample, self.temperature, self.top_k, self.top_p = sample, temperature, top_k, top_p
         self.generator = generator
+        self.least = 1  # tokens that no filter leaves fewer than
 
     def filtered(self, logits: Tensor) -> Tensor:
-        return filtered(logits, self.temperature, self.top_k, self.top_p) if self.sample else logits
+        if not self.sample:
+            return logits
+        return filtered(logits, self.temperature, self.top_k, self.top_p, self.least)
 
     def draw(self, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """(values, indices) of `count` different entries a row: the largest, or drawn by softmax(scores)."""
@@ -122,17 +125,24 @@ class _Pick:
 
 
 def filtered(
-    logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    least: int = 1,
 ) -> Tensor:
-    """logits (B, V) / temperature with -inf for tokens outside the top_k, then outside the top_p nucleus."""
+    """logits (B, V) / temperature with -inf for tokens outside the top_k, then outside the top_p nucleus.
+
+    At least `least` tokens stay.
+    """
     logits = logits / temperature
     if top_k is not None:
-        last = torch.topk(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
+        last = torch.topk(logits, min(max(top_k, least), logits.shape[-1]))[0][:, -1:]
         logits = logits.masked_fill(logits < last, float("-inf"))
     if top_p < 1:
         ascending, order = torch.sort(logits)
         out = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
-        out[:, -1] = False
+        out[:, -least:] = False
         logits = logits.masked_fill(torch.empty_like(out).scatter_(1, order, out), float("-inf"))
     return logits
 
@@ -172,10 +182,11 @@ def _beams(
     """
     device, (batch, vocabulary) = logits.device, logits.shape
     ends = torch.tensor(end, device=device)
-    keep = max(2, 1 + len(end)) * beams
-    if keep > beams * vocabulary:
+    pick.least = max(2, 1 + len(end))
+    keep = pick.least * beams
+    if pick.least > vocabulary:
         raise ArgumentError(
-            f"generate: num_beams={beams} is too many for a vocabulary of {vocabulary} tokens"
+            f"generate: {len(end)} tokens in eos_token_id leave beams nothing to go on with, of {vocabulary} tokens"
         )
     first = torch.arange(keep, device=device) < beams
     rows = torch.arange(batch, device=device)[:, None]
