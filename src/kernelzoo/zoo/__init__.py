@@ -5,7 +5,7 @@ A model is built from layers only and takes the namespace they come from as its 
 same `state_dict` keys, same initialisation from the same seed).
 """
 
-from . import bert, feedforward, gpt2, llama, plain, roberta, vit
+from . import bert, feedforward, gpt2, llama, plain, roberta, transformer, vit
 from .base import CheckpointError
 from .checkpoints import save
 from .registry import create, load, options, register
@@ -25,5 +25,6 @@ __all__ = [
     "register",
     "roberta",
     "save",
+    "transformer",
     "vit",
 ]

@@ -81,6 +81,31 @@ class Attention(kz_nn.Module):
         return self.out(y.transpose(1, 2).reshape(batch, length, self.heads * self.head_dim))
 
 
+class CrossAttention(kz_nn.Module):
+    """Attention of x (B, L, dim) over a memory (B, S, dim), whose keys and values `project` gives."""
+
+    def __init__(self, dim: int, heads: int, *, dropout: float = 0.0, nn: Any = kz_nn) -> None:
+        super().__init__()
+        self.heads, self.head_dim, self.dropout = heads, dim // heads, dropout
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.out = nn.Linear(dim, dim)
+        self._attend = nn.functional.scaled_dot_product_attention
+
+    def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, (B, heads, S, head_dim) each."""
+        batch, length, _ = memory.shape
+        kv = self.kv(memory).view(batch, length, 2 * self.heads, self.head_dim).transpose(1, 2)
+        return kv.split(self.heads, 1)
+
+    def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor | None = None) -> Tensor:
+        """mask: bool, broadcast to (B, heads, L, S), True where a key is seen."""
+        batch, length, dim = x.shape
+        q = self.q(x).view(batch, length, self.heads, self.head_dim).transpose(1, 2)
+        y = self._attend(q, *memory, mask, dropout_p=self.dropout if self.training else 0.0)
+        return self.out(y.transpose(1, 2).reshape(batch, length, dim))
+
+
 class MLP(kz_nn.Module):
     """y = act(x W_upᵀ + b) W_downᵀ + b."""
 

@@ -20,12 +20,15 @@ class Cache:
         self.capacity = capacity
         self.layers = [LayerCache(self) for _ in range(layers)]
         self.lengths: Tensor | None = None  # (B,) int32
+        # of an encoder: (keys, values) a layer, and its padding (B, S)
+        self.memory: list[tuple[Tensor, Tensor]] = []
+        self.memory_mask: Tensor | None = None
         self.used = 0  # the largest of lengths; kept here so that no one asks the device
 
     def positions(self, input_ids: Tensor) -> Tensor:
-        """Positions (B, L) of new tokens."""
+        """Positions of new tokens, (B, L), or (L,) where all rows are empty."""
         new = torch.arange(input_ids.shape[1], device=input_ids.device)
-        return new[None] if self.lengths is None else self.lengths[:, None] + new
+        return new if self.lengths is None else self.lengths[:, None] + new
 
     def advance(self, tokens: int, attention_mask: Tensor | None, like: Tensor) -> None:
         """Count the tokens just appended; attention_mask (B, L) is 0 for padding after a row's end."""
@@ -51,6 +54,9 @@ class Cache:
         self.lengths = self.lengths[rows]
         for layer in self.layers:
             layer.reorder(rows, self.used)
+        self.memory = [(keys[rows], values[rows]) for keys, values in self.memory]
+        if self.memory_mask is not None:
+            self.memory_mask = self.memory_mask[rows]
 
 
 class LayerCache:

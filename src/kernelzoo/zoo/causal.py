@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ..ops.core import ArgumentError
 from .base import IGNORED, Pretrained, causal_mask, check_tokens, shifted
 from .cache import Cache
+from .generate import Generates
 
 
-class CausalLM(Pretrained):
+class CausalLM(Generates, Pretrained):
     """A decoder of tokens. A model gives `hidden`, `head_weight`, and its limit of positions."""
 
     limit_option = ""  # the option that holds the number of positions
@@ -85,3 +88,25 @@ class CausalLM(Pretrained):
     def new_cache(self, capacity: int | None = None) -> Cache:
         """An empty cache for `capacity` tokens a row; as many as the model has positions unless given."""
         return Cache(self.options[self.layers_option], min(capacity or self.limit, self.limit))
+
+    def start(self, input_ids: Tensor, attention_mask: Tensor | None, new: int) -> tuple[Cache, Tensor]:
+        """Read the prompts: a cache with room for `new` tokens more, and the logits (B, V) of the first."""
+        check_tokens(
+            self.name, input_ids, attention_mask, limit=self.limit - new, option=f"{self.limit_option}-{new}"
+        )
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        tokens = attention_mask.bool()
+        lengths = tokens.sum(1)
+        if not input_ids.shape[0] or not lengths.min():
+            raise ArgumentError(f"{self.name}: a prompt has no token; expected at least one in each row")
+        # padding goes to the end of its row, where no token sees it: neither mask nor shifted positions then
+        order = (~tokens).to(torch.int8).argsort(dim=1, stable=True)[:, : int(lengths.max())]
+        cache = self.new_cache(order.shape[1] + new)
+        hidden = self.decode(input_ids.gather(1, order), tokens.gather(1, order), None, cache)
+        last = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+        return cache, self._linear(last, self.head_weight)
+
+    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Append a token (B,) to each row; the logits (B, V) of the next."""
+        return self._linear(self.decode(tokens[:, None], cache=cache)[:, 0], self.head_weight)

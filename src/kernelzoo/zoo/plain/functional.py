@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ...ops.rotary import rotary_tables  # composed of torch's functions itself
 
-
 __all__ = ["attention_decode", "gelu_tanh", "linear_cross_entropy", "rotary_embedding", "rotary_tables"]
 
 
