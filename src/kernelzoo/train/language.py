@@ -14,7 +14,6 @@ import torch
 from rich.console import Console
 
 import kernelzoo
-from kernelzoo import zoo
 
 from ..data import Corpus, InputError
 from ..data.tokens import END, digest
@@ -226,7 +225,7 @@ def _finish(
             f"kernelzoo ran {', '.join(ran) or 'no op of its own'}",
             soft_wrap=True,
         )
-    if config.task == "lm" and config.sample_tokens and hasattr(zoo.causal.CausalLM, "generate"):
+    if config.task == "lm" and config.sample_tokens:
         result["samples"] = _samples(ours, config, material, world)
         text = "\n\n".join(result["samples"]) + "\n"
         checkpoint.write_whole(config.out / SAMPLES, text.encode())
@@ -249,15 +248,18 @@ def _samples(ours: Fit, config: LanguageConfig, material: Material, world: World
     prompts = [config.prompt] if config.prompt is not None else _first_lines(material.corpus)
     texts = []
     for prompt in prompts:
-        ids = tokenizer.encode(prompt).ids[-(config.context // 2) :] or [END]
+        # a file's first lines come after the end of another file
+        ids = ([] if prompt == config.prompt else [END]) + tokenizer.encode(prompt).ids
+        ids = ids[-(config.context // 2) :] or [END]
         new = min(config.sample_tokens, config.context - len(ids))
-        torch.manual_seed(config.seed)
-        with torch.no_grad(), chosen_backend(config.backend):
+        with chosen_backend(config.backend):
             out = model.generate(
                 torch.tensor([ids], device=world.device),
                 max_new_tokens=new,
+                do_sample=True,
                 temperature=config.temperature,
                 top_k=config.top_k,
+                seed=config.seed,
             )
         texts.append(prompt + tokenizer.decode(out[0, len(ids) :].tolist()))
     return texts
