@@ -121,7 +121,7 @@ def test_every_other_name_is_torchs_own():
     [n for n in F.__all__ if "inplace" in inspect.signature(getattr(F, n)).parameters and n != "dropout"],
 )
 def test_inplace_writes_the_input_and_only_then(name):
-    arguments = (0.1, 2.0) if name == "threshold" else ()
+    arguments = {"threshold": (0.1, 2.0), "dropout": (1.0,)}.get(name, ())
     x = torch.randn(300, 300)
     before = x.clone()
     y = getattr(F, name)(x, *arguments)

@@ -8,6 +8,11 @@
 
 namespace py = pybind11;
 
+void bind_dropout(py::module_& m);
+void bind_embedding(py::module_& m);
+void bind_glu(py::module_& m);
+void bind_rotary(py::module_& m);
+
 namespace {
 
 using Address = uintptr_t;
@@ -19,6 +24,7 @@ void* pointer(Address address) { return reinterpret_cast<void*>(address); }
 void bind_norm(py::module_& m);
 void bind_cross_entropy(py::module_& m);
 void bind_loss(py::module_& m);
+void bind_attention(py::module_& m);
 
 PYBIND11_MODULE(_cpu, m) {
   using namespace pybind11::literals;
@@ -83,4 +89,10 @@ PYBIND11_MODULE(_cpu, m) {
 
   bind_cross_entropy(m);
   bind_loss(m);
+  bind_attention(m);
+
+  bind_dropout(m);
+  bind_embedding(m);
+  bind_glu(m);
+  bind_rotary(m);
 }

@@ -14,7 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..memory import weight_gradient
 from .math import INTERPRET, act_grad, act_value, narrow, widen
-from .runtime import STORAGE, acc_dtype, is_fast, launch_on, target_of
+from .runtime import STORAGE, acc_dtype, is_fast, launch_on, matmul_precision, target_of
 
 
 @triton.jit
@@ -264,14 +264,6 @@ def choose_tile(target, dtype, precision, descriptors, M, N):
         return waves * tile.BLOCK_M * tile.BLOCK_N / tile.speed
 
     return min(tiles(target, dtype, precision, descriptors), key=cost)
-
-
-def matmul_precision(dtype):
-    """ "tf32" where the user lets torch's own fp32 GEMMs run in it, else "ieee"."""
-    # Not allow_tf32: reading that raises when the newer setting was written.
-    if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
-        return "tf32"
-    return "ieee"
 
 
 def has_descriptor_kernel(target, dtype, precision):

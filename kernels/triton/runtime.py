@@ -60,3 +60,11 @@ def acc_dtype(dtype):
 def is_fast(dtype):
     """Whether `dtype` is too coarse to show the error of the hardware's exp (math.exp)."""
     return dtype.itemsize == 2
+
+
+def matmul_precision(dtype):
+    """ "tf32" where the user lets torch's own fp32 GEMMs run in it, else "ieee"."""
+    # Not allow_tf32: reading that raises when the newer setting was written.
+    if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        return "tf32"
+    return "ieee"

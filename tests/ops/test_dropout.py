@@ -22,8 +22,8 @@ def fixed(monkeypatch):
 
 
 def mask(x, p):
-    index = torch.arange(x.numel(), device=x.device).view(x.shape)
-    return kept(torch.tensor([SEED], device=x.device), index, p)
+    index = torch.arange(x.numel(), device=x.device)
+    return kept(torch.tensor([SEED], device=x.device), index, p).view(x.shape)
 
 
 def reference(x, residual=None, p=0.5):

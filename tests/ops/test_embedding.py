@@ -37,6 +37,11 @@ class TestEmbedding(OpSuite):
         case(30000, 40, (64,), large=True),
     )
 
+    def test_gradcheck(self, case, backend):
+        if case.make(torch.Generator())[1]:
+            pytest.skip("by definition not the function's derivative, but torch's: test_against_fp64")
+        super().test_gradcheck(case, backend)
+
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -43,7 +43,7 @@ CASES = (
     case((3, 2, 5, 7), dims=2, bias=False),
     case((7,), weight=False, bias=False),
     case((4, 300), residual=True),
-    case((3, 1), residual=True),
+    case((3, 5), residual=True),
     case((9, 131), residual=True, weight=False, bias=False, offset=3.0),
     case((70, 16)),
     case((77, 1031), large=True),
@@ -124,7 +124,7 @@ class TestGroupNorm(OpSuite):
     cases = (
         group_case((2, 6, 5, 3), 3),
         group_case((3, 6), 2),
-        group_case((2, 4, 7), 4, weight=False),
+        group_case((2, 4, 7), 4, bias=False),
         group_case((2, 4, 2, 3, 3), 1, bias=False),
         group_case((1, 5, 150), 5, weight=False, bias=False),
         group_case((3, 48, 23, 21), 6, large=True),

@@ -5,30 +5,65 @@
 #include "../norm.h"
 #include "begin.h"
 
+// 64 bytes of T at any address. Two such accumulators hide an addition's latency.
 template <class T>
-inline double row_sum(const T* x, int64_t n) {
-  double total = 0;
-  for (int64_t i = 0; i < n; i += NORM_BLOCK) {
-    const int64_t end = n - i < NORM_BLOCK ? n : i + NORM_BLOCK;
-    T part = 0;
-#pragma omp simd reduction(+ : part)
-    for (int64_t j = i; j < end; ++j) part += x[j];
-    total += part;
+struct Lanes {
+  typedef T V __attribute__((vector_size(64), aligned(sizeof(T)), may_alias));
+  static constexpr int64_t W = 64 / sizeof(T);
+};
+
+template <class T>
+inline T fold(typename Lanes<T>::V sum) {
+  T lanes[Lanes<T>::W];
+  std::memcpy(lanes, &sum, sizeof lanes);
+  for (int64_t half = Lanes<T>::W / 2; half; half /= 2)
+    for (int64_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  return lanes[0];
+}
+
+// sum(x - mean), or of the squares
+template <bool SQUARE, class T>
+inline T block_sum(const T* x, T mean, int64_t n) {
+  using V = typename Lanes<T>::V;
+  constexpr int64_t W = Lanes<T>::W;
+  V a[2] = {}, c[2] = {};
+  int64_t j = 0;
+  for (; j + 4 * W <= n; j += 4 * W) {
+    const V* v = reinterpret_cast<const V*>(x + j);
+    for (int k = 0; k < 2; ++k) {
+      const V p = v[2 * k] - mean, q = v[2 * k + 1] - mean;
+      a[k] += SQUARE ? p * p : p;
+      c[k] += SQUARE ? q * q : q;
+    }
   }
+  T total = fold<T>((a[0] + a[1]) + (c[0] + c[1]));
+  for (; j < n; ++j) total += SQUARE ? (x[j] - mean) * (x[j] - mean) : x[j] - mean;
   return total;
 }
 
+struct Moments {
+  double mean, squares;  // squares: the mean of those about `mean`, or about 0 where it is not centred
+};
+
+// Block by block, each twice while it lies in L1; joined as by Chan, Golub, LeVeque (Updating formulae and a pairwise
+// algorithm for computing sample variances, 1979).
 template <class T>
-inline double row_squares(const T* x, T mean, int64_t n) {
-  double total = 0;
+inline Moments moments(const T* x, int64_t n, bool centred) {
+  double mean = 0, squares = 0;
   for (int64_t i = 0; i < n; i += NORM_BLOCK) {
-    const int64_t end = n - i < NORM_BLOCK ? n : i + NORM_BLOCK;
-    T part = 0;
-#pragma omp simd reduction(+ : part)
-    for (int64_t j = i; j < end; ++j) part += (x[j] - mean) * (x[j] - mean);
-    total += part;
+    const int64_t m = n - i < NORM_BLOCK ? n - i : NORM_BLOCK;
+    if (!centred) {
+      squares += block_sum<true>(x + i, T(0), m);
+      continue;
+    }
+    const double block = block_sum<false>(x + i, T(0), m) / double(m);
+    const T pivot = T(block);
+    squares += block_sum<true>(x + i, pivot, m) - (pivot - block) * (pivot - block) * m;
+    const double delta = block - mean, share = double(m) / double(i + m);
+    mean += i ? delta * share : delta;
+    if (i) squares += delta * delta * share * i;
   }
-  return total;
+  return {mean, squares / n};
 }
 
 template <class T>
@@ -86,8 +121,8 @@ void rows_fwd(const NormRows& a, int64_t first, int64_t last, void* scratch) {
   const T* b = static_cast<const T*>(a.b);
   for (int64_t r = first; r < last; ++r) {
     const T* x = a.other ? added<S>(a, r * n, row, addend) : loaded(static_cast<const S*>(a.x) + r * n, row, n);
-    const T mean = a.mean ? T(row_sum(x, n) / n) : T(0);
-    const T rstd = T(1 / std::sqrt(row_squares(x, mean, n) / n + a.eps));
+    const Moments found = moments(x, n, a.mean);
+    const T mean = T(found.mean), rstd = T(1 / std::sqrt(found.squares + a.eps));
     if (a.mean) static_cast<T*>(a.mean)[r] = mean;
     static_cast<T*>(a.rstd)[r] = rstd;
     S* y = static_cast<S*>(a.y) + r * n;
@@ -179,8 +214,9 @@ void rows_bwd(const NormRows& a, int64_t first, int64_t last, double* dw, double
     if (a.dx) {
       const T g_mean = a.mean ? T(sums.g / n) : T(0), gx_mean = T(sums.gx / n);
       const S* ds = a.ds ? static_cast<const S*>(a.ds) + r * n : nullptr;
+      S* dx = static_cast<S*>(a.dx) + r * n;
       if constexpr (sizeof(S) == sizeof(T)) {
-        scatter(g, x, ds, g, n, mean, rstd, g_mean, gx_mean);
+        scatter(g, x, ds, dx, n, mean, rstd, g_mean, gx_mean);
       } else {
         scatter<T>(g, x, nullptr, row, n, mean, rstd, g_mean, gx_mean);
         if (ds) {
@@ -188,7 +224,7 @@ void rows_bwd(const NormRows& a, int64_t first, int64_t last, double* dw, double
 #pragma omp simd
           for (int64_t j = 0; j < n; ++j) row[j] += dy_row[j];
         }
-        store(row, static_cast<S*>(a.dx) + r * n, n);
+        store(row, dx, n);
       }
     }
     if ((r - first) % NORM_ROWS == NORM_ROWS - 1 || r == last - 1) {
@@ -204,7 +240,8 @@ void groups_fwd(const NormGroups& a, int64_t unit, void* scratch) {
   const int64_t width = a.channels / a.groups, n = width * a.length, first = unit % a.groups * width;
   T* row = static_cast<T*>(scratch);
   const T* x = loaded(static_cast<const S*>(a.x) + unit * n, row, n);
-  const T mean = T(row_sum(x, n) / n), rstd = T(1 / std::sqrt(row_squares(x, mean, n) / n + a.eps));
+  const Moments found = moments(x, n, true);
+  const T mean = T(found.mean), rstd = T(1 / std::sqrt(found.squares + a.eps));
   static_cast<T*>(a.mean)[unit] = mean;
   static_cast<T*>(a.rstd)[unit] = rstd;
   const T* w = static_cast<const T*>(a.w);

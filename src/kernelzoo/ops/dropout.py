@@ -7,7 +7,7 @@ i of the contiguous tensor being number i.
 import torch
 from torch.nn import functional as T
 
-from .core import FRESH, ArgumentError, ArgumentTypeError, KernelFunction, below, define, draw_seed
+from .core import ArgumentError, ArgumentTypeError, KernelFunction, below, define, draw_seed
 from .core.random import kept
 
 dropout_fwd = define(
@@ -25,8 +25,8 @@ dropout_fwd = define(
 
 def noise(x, seed, p):
     """What x is multiplied with: m/(1-p), in x's shape and dtype."""
-    index = torch.arange(x.numel(), dtype=torch.int64, device=x.device).view(x.shape)
-    return kept(seed, index, p).to(x.dtype) * (1 / (1 - p))
+    index = torch.arange(x.numel(), dtype=torch.int64, device=x.device)
+    return kept(seed, index, p).view(x.shape).to(x.dtype) * (1 / (1 - p))
 
 
 # "auto" on a CPU: elements from which a kernel wins, forward and backward together on 2 cores.

@@ -15,13 +15,13 @@ embedding_fwd = define(
     "embedding_fwd(Tensor weight, Tensor indices) -> Tensor",
     "embedding",
     fake=lambda weight, indices: weight.new_empty(indices.shape[0], weight.shape[1]),
-    prepare=lambda weight, indices: (_rows(weight), _checked(indices.contiguous(), weight.shape[0])),
+    prepare=lambda weight, indices: (_rows(weight), _checked(indices.long().contiguous(), weight.shape[0])),
 )
 embedding_bwd = define(
     "embedding_bwd(Tensor dy, Tensor indices, SymInt num_weights, int padding_idx, bool scale_grad_by_freq) -> Tensor",
     "embedding",
     fake=lambda dy, indices, num_weights, padding_idx, scale: dy.new_empty(num_weights, dy.shape[1]),
-    prepare=lambda dy, indices, *rest: (_rows(dy), indices.contiguous(), *rest),
+    prepare=lambda dy, indices, *rest: (_rows(dy), indices.long().contiguous(), *rest),
 )
 
 
@@ -84,7 +84,9 @@ class EmbeddingFunction(KernelFunction):
     @classmethod
     def _by_formula(cls, ctx, dy):
         (indices,) = ctx.saved_tensors
-        return [aten.embedding_dense_backward(dy, indices, ctx.num_weights, ctx.padding_idx, ctx.scale)]
+        if ctx.scale:  # torch's own double backward leaves it out
+            dy = dy / indices.reshape(-1).bincount()[indices].to(dy.dtype).unsqueeze(-1)
+        return [aten.embedding_dense_backward(dy, indices, ctx.num_weights, ctx.padding_idx, False)]
 
 
 def embedding(

@@ -1,0 +1,125 @@
+#include "attention.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace kernelzoo {
+namespace {
+
+// The backward's products take at most 10 blocks of 64x256 doubles, its tiles 8 of 64x64.
+constexpr size_t SCRATCH = size_t{4} << 20;
+// Tasks that a backward is cut into where there are too few heads, however many threads there are.
+constexpr int64_t BWD_TASKS = 32, DECODE_TASKS = 64;
+// What the parts' sums of a backward may take.
+constexpr int64_t BWD_BYTES = int64_t{256} << 20;
+
+int entry(int dtype) {
+#if KERNELZOO_X86
+  static const bool dot = __builtin_cpu_supports("avx512bf16");
+  if (dtype == BF16 && dot) return BF16_DOT;
+#endif
+  return dtype;
+}
+
+int thread() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+// Whether the work, in products of D elements, is worth a second thread.
+bool shared(const Attention& a) { return a.B * a.H * a.Lq * std::min(a.Lk, a.left + a.right) * a.D > 4 * SERIAL; }
+
+int64_t slot_bytes(int dtype, const Attention& a) {
+  return attention(dtype).item * a.Lk * (padded_columns(a.D) + padded_columns(a.Dv));
+}
+
+}  // namespace
+
+void* attention_scratch() {
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  thread_local std::unique_ptr<void, Free> kept(std::aligned_alloc(4096, SCRATCH));
+  return kept.get();
+}
+
+void attention_fwd(int dtype, const Attention& a, int threads) {
+  const AttentionKernels& k = attention(entry(dtype));
+  const int64_t blocks = ceil_div(a.Lq, BLOCK_M), tasks = a.B * a.H * blocks;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (tasks > 1 && shared(a))
+  for (int64_t t = 0; t < tasks; ++t) {
+    const int64_t head = t / blocks, block = blocks - 1 - t % blocks;  // causal: the longest first
+    k.fwd(a, head / a.H, head % a.H, block);
+  }
+}
+
+int64_t attention_bwd_bytes(int dtype, Attention& a, int threads) {
+  const int64_t heads = a.B * a.Hkv, items = ceil_div(a.Lq, BLOCK_M) * (a.H / a.Hkv), slot = slot_bytes(dtype, a);
+  const int64_t wanted = std::min(ceil_div(BWD_TASKS, heads), ceil_div(items, 4));
+  a.chunks = std::max<int64_t>(1, std::min(wanted, BWD_BYTES / std::max<int64_t>(1, heads * slot)));
+  return slot * (a.chunks > 1 ? heads * a.chunks : std::min<int64_t>(heads, threads));
+}
+
+void attention_bwd(int dtype, const Attention& a, int threads) {
+  const AttentionKernels& k = attention(entry(dtype));
+  const int64_t heads = a.B * a.Hkv, blocks = ceil_div(a.Lk, BLOCK_N), tasks = heads * a.chunks;
+  if (a.dq.p || a.dk.p || a.dv.p) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (tasks > 1 && shared(a))
+    for (int64_t t = 0; t < tasks; ++t) {
+      const int64_t head = t / a.chunks, b = head / a.Hkv, hk = head % a.Hkv;
+      k.bwd(a, b, hk, t % a.chunks, a.chunks > 1 ? t : thread());
+      if (a.chunks == 1)
+        for (int64_t block = 0; block < blocks; ++block) k.bwd_sum(a, b, hk, block, thread(), 1);
+    }
+    if (a.chunks > 1 && (a.dk.p || a.dv.p)) {
+#pragma omp parallel for num_threads(threads)
+      for (int64_t t = 0; t < heads * blocks; ++t) {
+        const int64_t head = t / blocks;
+        k.bwd_sum(a, head / a.Hkv, head % a.Hkv, t % blocks, head * a.chunks, a.chunks);
+      }
+    }
+  }
+  if (a.dbias) {
+    const int64_t* shape = a.dbias_shape;
+    const int64_t rows = ceil_div(shape[2], BLOCK_M), columns = ceil_div(shape[3], BLOCK_N);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (shared(a))
+    for (int64_t t = 0; t < shape[0] * shape[1] * rows * columns; ++t) {
+      const int64_t row = t / columns, head = row / rows;
+      k.bwd_bias(a, head / shape[1], head % shape[1], row % rows, t % columns);
+    }
+  }
+}
+
+int64_t attention_decode_bytes(int dtype, Attention& a) {
+  const int64_t longest = *std::max_element(a.lengths, a.lengths + a.B);
+  const int64_t heads = a.B * a.Hkv, most = std::max<int64_t>(1, std::min(longest, a.Lk));
+  a.part = std::max(PART, ceil_div(ceil_div(most * heads, DECODE_TASKS), BLOCK_N) * BLOCK_N);
+  a.parts = ceil_div(most, a.part);
+  return attention(dtype).item * a.B * a.H * a.Lq * a.parts * (padded_columns(a.Dv) + 2);
+}
+
+void attention_decode(int dtype, const Attention& a, int threads) {
+  const AttentionKernels& k = attention(entry(dtype));
+  const int64_t heads = a.B * a.Hkv;
+  const bool many = shared(a);
+#pragma omp parallel num_threads(threads) if (many)
+  {
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t t = 0; t < heads * a.parts; ++t) {
+      const int64_t head = t / a.parts;
+      k.decode(a, head / a.Hkv, head % a.Hkv, t % a.parts);
+    }
+#pragma omp for
+    for (int64_t head = 0; head < heads; ++head) k.decode_sum(a, head / a.Hkv, head % a.Hkv);
+  }
+}
+
+}  // namespace kernelzoo

@@ -1,0 +1,589 @@
+"""Scaled dot product attention: its options, varlen, decoding over contiguous and paged caches, bad input."""
+
+import math
+
+import pytest
+import torch
+
+import kernelzoo as kz
+import kernelzoo.functional as F
+
+from ..harness import BACKENDS, GPU, Case, OpSuite, compiled_quietly, device_of, here, need
+
+T = torch.nn.functional
+NAME = "scaled_dot_product_attention"
+
+
+def composed(q, k, v, attn_mask=None, is_causal=False, scale=None, enable_gqa=False, window=None, softcap=None,
+             alibi_slopes=None, key_lengths=None):  # fmt: skip
+    """As torch documents its function, and the extras as their papers write them."""
+    (L, E), S = q.shape[-2:], k.size(-2)
+    if enable_gqa:
+        k, v = (t.repeat_interleave(q.size(-3) // t.size(-3), -3) for t in (k, v))
+    s = q @ k.transpose(-2, -1) * (1 / math.sqrt(E) if scale is None else scale)
+    if softcap:
+        s = torch.tanh(s / softcap) * softcap
+    place = torch.arange(S, device=q.device) - torch.arange(L, device=q.device)[:, None]
+    if alibi_slopes is not None:
+        s = s - alibi_slopes.to(s.dtype)[..., None, None] * place.abs()
+    left, right = window or (None, None)
+    if is_causal:
+        right = 0
+    hidden = torch.zeros(L, S, dtype=torch.bool, device=q.device)
+    if right is not None:
+        hidden |= place > right
+    if left is not None:
+        hidden |= place < -left
+    if key_lengths is not None:
+        hidden = hidden | (torch.arange(S, device=q.device) >= key_lengths[:, None])[:, None, None]
+    s = s.masked_fill(hidden, -torch.inf)
+    if attn_mask is not None:
+        s = s.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else s + attn_mask
+    return torch.ops.aten._safe_softmax(s, -1) @ v
+
+
+def case(name, q, k, v, mask=None, large=False, **options):
+    """q, k, v: shapes; mask: None, the shape of a float mask, or ("bool", shape)."""
+
+    def make(g):
+        def normal(shape):
+            return torch.randn(shape, generator=g, dtype=torch.float64)
+
+        tensors = [normal(q), normal(k), normal(v)]
+        if mask and mask[0] == "bool":
+            seen = torch.rand(mask[1], generator=g) > 0.3
+            seen[..., 0] = True
+            tensors.append(seen)
+        elif mask:
+            tensors.append(normal(mask))
+        return tensors, options
+
+    return Case(name, make, large)
+
+
+SLOPES = torch.tensor([0.5, 0.25, 0.125, 0.0625])
+
+
+class TestAttention(OpSuite):
+    call = staticmethod(F.scaled_dot_product_attention)
+    reference = staticmethod(composed)
+    cases = (
+        case("causal-L7-E5", (2, 2, 7, 5), (2, 2, 7, 5), (2, 2, 7, 5), is_causal=True),
+        case("gqa-mask-L5-S9", (1, 4, 5, 8), (1, 2, 9, 8), (1, 2, 9, 6), mask=(1, 4, 5, 9), enable_gqa=True),
+        case("rank3-scale", (3, 4, 7), (3, 6, 7), (3, 6, 7), large=True, scale=0.3),
+        case("bool-mask-broadcast", (2, 3, 9, 4), (2, 3, 11, 4), (2, 3, 11, 4), mask=("bool", (2, 1, 1, 11)), large=True),
+        case("float-mask-broadcast", (2, 3, 9, 4), (2, 3, 11, 4), (2, 3, 11, 4), mask=(3, 1, 11), large=True),
+        case("window-softcap", (2, 2, 19, 8), (2, 2, 17, 8), (2, 2, 17, 8), large=True, window=(3, 2), softcap=1.5),
+        case("causal-window-L67-E40", (1, 2, 67, 40), (1, 2, 67, 40), (1, 2, 67, 40), large=True, is_causal=True,
+             window=(20, None)),
+        case("long-L150-S601-E72", (1, 4, 150, 72), (1, 2, 601, 72), (1, 2, 601, 72), large=True, enable_gqa=True),
+        case("long-causal-L700-E24", (1, 2, 700, 24), (1, 2, 700, 24), (1, 2, 700, 33), large=True, is_causal=True),
+    )  # fmt: skip
+
+
+def qkv(device="cpu", dtype=torch.float32, shape=(2, 4, 9, 8), S=11, kv_heads=4, requires_grad=False):
+    B, H, L, E = shape
+    shapes = (shape, (B, kv_heads, S, E), (B, kv_heads, S, E))
+    return [torch.randn(s, device=device, dtype=dtype).requires_grad_(requires_grad) for s in shapes]
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "torch"])
+def test_extras_against_their_definition(backend):
+    if backend != "torch":
+        need(backend)
+    device = device_of(backend)
+    q, k, v = qkv(device, torch.float64, shape=(2, 4, 6, 5), S=7)
+    for options in (
+        {"alibi_slopes": SLOPES.to(device)},
+        {"alibi_slopes": torch.stack([SLOPES, 2 * SLOPES]).to(device), "softcap": 2.0, "is_causal": True},
+        {"key_lengths": torch.tensor([3, 0], device=device), "window": (2, 1)},
+        {"key_lengths": torch.tensor([7, 5], dtype=torch.int32, device=device), "scale": 0.2},
+        {"attn_mask": torch.rand(6, 7, device=device) > 0.4, "is_causal": True},
+    ):
+        with kz.backend(backend):
+            y = F.scaled_dot_product_attention(q, k, v, **options)
+        torch.testing.assert_close(y, composed(q, k, v, **options))
+
+
+SHAPES = (
+    ((3, 4), (5, 4), (5, 6)),
+    ((2, 3, 4), (2, 5, 4), (2, 5, 6)),
+    ((2, 2, 3, 7, 4), (2, 2, 3, 5, 4), (2, 2, 3, 5, 6)),
+    ((2, 3, 7, 4), (1, 3, 5, 4), (1, 3, 5, 4)),
+    ((1, 3, 7, 4), (2, 3, 5, 4), (2, 3, 5, 4)),
+    ((2, 3, 7, 4), (2, 1, 5, 4), (2, 1, 5, 4)),
+    ((2, 3, 7, 4), (3, 5, 4), (3, 5, 4)),
+    ((2, 3, 7, 4), (2, 3, 0, 4), (2, 3, 0, 4)),
+    ((2, 3, 0, 4), (2, 3, 5, 4), (2, 3, 5, 4)),
+    ((2, 3, 7, 0), (2, 3, 5, 0), (2, 3, 5, 4)),
+    ((0, 3, 7, 4), (0, 3, 5, 4), (0, 3, 5, 4)),
+)
+
+
+@pytest.mark.parametrize("shapes", SHAPES, ids=str)
+@pytest.mark.parametrize("name", ["torch", "auto", "kernel"])
+def test_shapes_and_masks_as_torch(name, shapes):
+    tensors = [torch.randn(s, requires_grad=True) for s in shapes]
+    L, S = shapes[0][-2], shapes[1][-2]
+    masks = [None, torch.rand(L, S) > 0.5, torch.randn(L, S), torch.randn(1, S), torch.randn(L, 1)]
+    if len(shapes[0]) == 5:
+        masks += [torch.randn(*lead, L, S) for lead in ((1, 1, 1), (2, 1, 1), (1, 2, 3), (2, 3), (2, 1, 3))]
+    for mask in masks:
+        theirs = T.scaled_dot_product_attention(*tensors, mask)
+        with kz.backend(here() if name == "kernel" else name):
+            ours = F.scaled_dot_product_attention(*tensors, mask)
+        torch.testing.assert_close(ours, theirs)
+        if ours.requires_grad and ours.numel():
+            dy = torch.randn_like(theirs)
+            grads = [torch.autograd.grad(y, tensors, dy) for y in (ours, theirs)]
+            torch.testing.assert_close(*grads)
+
+
+def test_gqa_with_unlike_heads_as_torch():
+    for heads in (((2, 4, 7, 4), (2, 2, 5, 4), (2, 4, 5, 4)), ((4, 7, 4), (2, 5, 4), (2, 5, 4))):
+        q, k, v = (torch.randn(s) for s in heads)
+        theirs = T.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        with kz.backend(here()):
+            torch.testing.assert_close(F.scaled_dot_product_attention(q, k, v, enable_gqa=True), theirs)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "torch"])
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_fully_masked_rows_are_zero_as_torch(backend, kind):
+    if backend != "torch":
+        need(backend)
+    device = device_of(backend)
+    tensors = qkv(device, requires_grad=True)
+    mask = torch.ones(9, 11, dtype=torch.bool, device=device)
+    mask[2] = False
+    if kind == "float":
+        mask = torch.zeros(9, 11, device=device).masked_fill(~mask, -torch.inf).requires_grad_()
+        tensors.append(mask)
+    with kz.backend(backend):
+        y = F.scaled_dot_product_attention(*tensors[:3], mask)
+    theirs = T.scaled_dot_product_attention(*tensors[:3], mask)
+    assert (y[:, :, 2] == 0).all()
+    torch.testing.assert_close(y, theirs)
+    dy = torch.randn_like(y)
+    ours, right = (torch.autograd.grad(out, tensors, dy) for out in (y, theirs))
+    assert all(g.isfinite().all() for g in ours)
+    torch.testing.assert_close(ours, right)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "torch"])
+def test_nan_and_infinite_scores_as_torch(backend):
+    if backend != "torch":
+        need(backend)
+    device = device_of(backend)
+    q, k, v = qkv(device, torch.float64)
+    q[0, 0, 1, 0] = torch.nan
+    k[0, 1, 2, 1] = torch.inf
+    v[1, 0, 3, 2] = torch.inf
+    v[1, 1, 0, 1] = torch.nan
+    with kz.backend(backend):
+        torch.testing.assert_close(F.scaled_dot_product_attention(q, k, v), composed(q, k, v), equal_nan=True)
+    mask = torch.zeros(9, 11, dtype=torch.float64, device=device)
+    mask[1, 2], mask[3, 4], mask[5, 6] = torch.inf, torch.nan, -torch.inf
+    q, k, v = qkv(device, torch.float64)
+    with kz.backend(backend):
+        y = F.scaled_dot_product_attention(q, k, v, mask)
+    torch.testing.assert_close(y, composed(q, k, v, mask), equal_nan=True)
+
+
+def test_a_result_may_be_written_in_place():
+    q, k, v = qkv(requires_grad=True)
+    with kz.backend(here()):
+        y = F.scaled_dot_product_attention(q, k, v)
+        expected = torch.autograd.grad(2 * y.sum(), q, retain_graph=True)[0]
+        y2 = F.scaled_dot_product_attention(q, k, v).mul_(2)
+        assert y.stride() == (9 * 4 * 8, 8, 4 * 8, 1)
+    # the backward reads the output, so that torch says what was overwritten
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y2.sum().backward()
+    assert expected.isfinite().all()
+
+
+def test_mask_that_is_expanded_gets_each_gradient():
+    q, k, v = qkv()
+    leaf = torch.randn(1, 1, 9, 11).expand(2, 4, 9, 11).detach().requires_grad_()
+    base = torch.randn(1, 1, 9, 11, requires_grad=True)
+    for mask, wanted in ((leaf, leaf), (base.expand(2, 4, 9, 11), base)):
+        with kz.backend(here()):
+            ours = torch.autograd.grad(F.scaled_dot_product_attention(q, k, v, mask).square().sum(), wanted)
+        theirs = torch.autograd.grad(composed(q, k, v, mask).square().sum(), wanted)
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_mask_of_another_dtype_and_wide_heads_are_torchs():
+    q, k, v = qkv(dtype=torch.bfloat16)
+    mask = torch.randn(9, 11)
+    theirs = T.scaled_dot_product_attention(q, k, v, mask)
+    assert torch.equal(F.scaled_dot_product_attention(q, k, v, mask), theirs)
+    with kz.backend(here()), pytest.raises(kz.BackendUnavailable, match="mask of torch.float32 beside"):
+        F.scaled_dot_product_attention(q, k, v, mask)
+    wide = [torch.randn(1, 1, 3, 300) for _ in range(3)]
+    torch.testing.assert_close(
+        F.scaled_dot_product_attention(*wide, softcap=2.0), composed(*wide, softcap=2.0)
+    )
+    with kz.backend(here()), pytest.raises(kz.BackendUnavailable, match="more than 256 features"):
+        F.scaled_dot_product_attention(*wide)
+
+
+def test_slopes_gradient_is_the_formulas():
+    q, k, v = qkv(dtype=torch.float64)
+    slopes = SLOPES.double().requires_grad_()
+    ours = torch.autograd.grad(F.scaled_dot_product_attention(q, k, v, alibi_slopes=slopes).sum(), slopes)
+    theirs = torch.autograd.grad(composed(q, k, v, alibi_slopes=slopes).sum(), slopes)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+# ---- dropout
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dropout_is_the_formulas_and_replayed(backend):
+    need(backend)
+    device = device_of(backend)
+    q, k, v = qkv(device, torch.float64, shape=(2, 4, 7, 4), S=10, kv_heads=2, requires_grad=True)
+    found = []
+    for name in (backend, "torch"):
+        torch.manual_seed(5)
+        with kz.backend(name):
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=0.4, enable_gqa=True, is_causal=True)
+        found.append((y, *torch.autograd.grad(y.square().sum(), (q, k, v))))
+    torch.testing.assert_close(*found)
+    torch.manual_seed(5)
+    with kz.backend(backend):
+        torch.autograd.gradcheck(
+            lambda *a: (
+                torch.manual_seed(5),
+                F.scaled_dot_product_attention(*a, dropout_p=0.4, enable_gqa=True),
+            )[1],
+            (q, k, v),
+            fast_mode=True,
+        )
+
+
+@pytest.mark.parametrize("name", ["torch", "auto", "kernel"])
+def test_dropout_drops_a_share_and_keeps_the_mean(name):
+    with kz.backend(here() if name == "kernel" else name):
+        v = torch.eye(64).expand(2, 2, 64, 64)
+        p = F.scaled_dot_product_attention(
+            torch.zeros(2, 2, 64, 8), torch.zeros(2, 2, 64, 8), v, dropout_p=0.25
+        )
+        assert abs((p == 0).float().mean() - 0.25) < 0.02
+        torch.testing.assert_close(p.max(), torch.tensor(1 / 64 / 0.75))
+        y = F.scaled_dot_product_attention(*qkv(), dropout_p=0.5)
+        assert not torch.equal(y, F.scaled_dot_product_attention(*qkv(), dropout_p=0.5))
+    with kz.backend("auto"):
+        for options in ({}, {"softcap": 1.0}):
+            assert (F.scaled_dot_product_attention(*qkv(), dropout_p=1.0, **options) == 0).all()
+
+
+# ---- packed sequences
+
+
+def packed(device="cpu", dtype=torch.float64, features=(5, 5)):
+    cu_q = torch.tensor([0, 3, 3, 9, 10], dtype=torch.int32, device=device)
+    cu_k = torch.tensor([0, 5, 8, 14, 20], device=device)
+    q = torch.randn(10, 4, features[0], device=device, dtype=dtype, requires_grad=True)
+    k = torch.randn(20, 2, features[0], device=device, dtype=dtype, requires_grad=True)
+    v = torch.randn(20, 2, features[1], device=device, dtype=dtype, requires_grad=True)
+    return q, k, v, cu_q, cu_k
+
+
+def one_by_one(q, k, v, cu_q, cu_k, is_causal=False, window=(None, None), slopes=None, **options):
+    """A loop over the sequences: the places are aligned at the end by a mask of them."""
+    found = []
+    for b in range(len(cu_q) - 1):
+        one, keys, values = (
+            t[cu[b] : cu[b + 1]].transpose(0, 1)[None] for t, cu in ((q, cu_q), (k, cu_k), (v, cu_k))
+        )
+        L, S = one.size(2), keys.size(2)
+        place = torch.arange(S, device=q.device) - torch.arange(L, device=q.device)[:, None] - (S - L)
+        left, right = window
+        seen = torch.ones_like(place, dtype=torch.bool)
+        seen &= place >= -left if left is not None else True
+        seen &= place <= (0 if is_causal else 10**6 if right is None else right)
+        mask = torch.zeros(1, 4, L, S, dtype=q.dtype, device=q.device).masked_fill(~seen, -torch.inf)
+        if slopes is not None:
+            mask = mask - slopes[b][:, None, None].to(q.dtype) * place.abs()
+        found.append(composed(one, keys, values, mask, enable_gqa=True, **options)[0].transpose(0, 1))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "torch", "auto"])
+def test_varlen_is_a_loop_over_sequences(backend):
+    if backend not in ("torch", "auto"):
+        need(backend)
+    device = device_of(backend)
+    q, k, v, cu_q, cu_k = packed(device)
+    slopes = torch.rand(4, 4, device=device)
+    for given, options in (
+        ({}, {}),
+        ({"is_causal": True}, {"is_causal": True}),
+        ({"window": (2, 1), "softcap": 2.0}, {"window": (2, 1), "softcap": 2.0}),
+        ({"alibi_slopes": slopes, "is_causal": True, "scale": 0.3},
+         {"slopes": slopes, "is_causal": True, "scale": 0.3}),
+    ):  # fmt: skip
+        with kz.backend(backend):
+            y = F.attention_varlen(q, k, v, cu_q, cu_k, **given)
+            assert torch.equal(y, F.attention_varlen(q, k, v, cu_q, cu_k, 6, 6, **given))
+        theirs = one_by_one(q, k, v, cu_q, cu_k, **options)
+        torch.testing.assert_close(y, theirs)
+        dy = torch.randn_like(y)
+        grads = [torch.autograd.grad(out, (q, k, v), dy) for out in (y, theirs)]
+        torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_varlen_dropout_is_the_formulas(backend):
+    need(backend)
+    q, k, v, cu_q, cu_k = packed(device_of(backend))
+    found = []
+    for name in (backend, "torch"):
+        torch.manual_seed(6)
+        with kz.backend(name):
+            y = F.attention_varlen(q, k, v, cu_q, cu_k, dropout_p=0.3, is_causal=True)
+        found.append((y, *torch.autograd.grad(y.square().sum(), (q, k, v))))
+    torch.testing.assert_close(*found)
+
+
+# ---- decoding
+
+
+def paged(t, lengths, size):
+    """The same cache as pages in a shuffled order, NaN where nothing is stored, and its block_table."""
+    B, heads, S, D = t.shape
+    columns = -(-S // size)
+    order = torch.randperm(B * columns + 2, generator=torch.Generator().manual_seed(1))
+    pages = torch.full((len(order), heads, size, D), torch.nan, dtype=t.dtype, device=t.device)
+    table = torch.full((B, columns), -1, dtype=torch.int32)
+    for b, length in enumerate(lengths.tolist()):
+        for column in range(-(-length // size)):
+            page = table[b, column] = order[b * columns + column]
+            stored = t[b, :, column * size : min(length, (column + 1) * size)]
+            pages[page, :, : stored.size(1)] = stored
+    return pages, table.to(t.device)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "torch", "auto"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_decode_contiguous_and_paged(backend, dtype):
+    if backend not in ("torch", "auto"):
+        need(backend)
+    device = device_of(backend)
+    lengths = torch.tensor([2, 19, 0, 7], device=device)
+    slopes = SLOPES.to(device)
+    q = torch.randn(4, 4, 2, 8, device=device, dtype=dtype)
+    keys, values = (torch.randn(4, 2, 21, d, device=device, dtype=dtype) for d in (8, 6))
+    j, i = torch.arange(21, device=device), torch.arange(2, device=device)[:, None]
+    place = j - (lengths[:, None, None] - 2 + i)
+    for options in ({}, {"window": (4, 0)}, {"softcap": 1.0, "scale": 0.5}, {"alibi_slopes": slopes}):
+        seen = place <= 0
+        if "window" in options:
+            seen &= place >= -4
+        mask = torch.zeros(seen.shape, device=device).masked_fill(~seen, -torch.inf)[:, None]
+        if "alibi_slopes" in options:
+            mask = mask - slopes[:, None, None] * place.abs()[:, None]
+        rest = {n: x for n, x in options.items() if n in ("softcap", "scale")}
+        exact = composed(q.double(), keys.double(), values.double(), mask.double(), enable_gqa=True, **rest)
+        pages, table = paged(keys, lengths, 4)
+        value_pages, _ = paged(values, lengths, 4)
+        beyond = (j >= lengths[:, None])[:, None, :, None]
+        with kz.backend(backend):
+            y = F.attention_decode(
+                q,
+                keys.masked_fill(beyond, torch.nan),
+                values.masked_fill(beyond, torch.nan),
+                lengths,
+                **options,
+            )
+            from_pages = F.attention_decode(q, pages, value_pages, lengths, table, **options)
+        tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+        torch.testing.assert_close(y, exact.to(dtype), **tolerance)
+        torch.testing.assert_close(from_pages, exact.to(dtype), **tolerance)
+
+
+def test_decode_gradient_is_the_formulas():
+    q = torch.randn(1, 2, 1, 4, dtype=torch.float64, requires_grad=True)
+    cache = torch.randn(1, 2, 6, 4, dtype=torch.float64)
+    (grad,) = torch.autograd.grad(F.attention_decode(q, cache, cache, torch.tensor([4])).sum(), q)
+    theirs = T.scaled_dot_product_attention(q, cache[:, :, :4], cache[:, :, :4])
+    torch.testing.assert_close(grad, torch.autograd.grad(theirs.sum(), q)[0])
+
+
+# ---- memory, compile, autocast
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if not (b == "triton" and not GPU)])
+def test_memory_grows_with_the_sequence_only(backend):
+    need(backend)
+    from torch.profiler import ProfilerActivity, profile
+
+    L = 2048
+    q, k, v = (torch.randn(1, 2, L, 16, device=device_of(backend), requires_grad=True) for _ in range(3))
+    with kz.backend(backend), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        torch.autograd.grad(y.sum(), (q, k, v))
+    largest = max(e.self_cpu_memory_usage for e in profiler.events())
+    assert largest < 2 * L * L * 4 / 4, f"{largest} bytes at once; the scores are {2 * L * L * 4}"
+
+
+def test_compiles_with_every_option():
+    q, k, v = qkv(dtype=torch.float64, requires_grad=True)
+    lengths, slopes = torch.tensor([5, 11]), SLOPES
+
+    def function(q, k, v):
+        return F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, window=(4, 0), softcap=2.0, alibi_slopes=slopes, key_lengths=lengths
+        )
+
+    def dropped(q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=0.5)
+
+    def sequences(q, k, v):
+        cu = torch.tensor([0, 4, 9], dtype=torch.int32)
+        return F.attention_varlen(q[0].mT, q[1].mT, q[0].mT, cu, cu, 5, 5, is_causal=True)
+
+    with kz.backend(here()), compiled_quietly():
+        for f in (function, sequences):
+            wrapped = (lambda q, k, v, f=f: f(q[:, :, :, :8], k, v)) if f is function else f
+            if f is sequences:
+                q2 = torch.randn(2, 9, 8, 4, dtype=torch.float64, requires_grad=True)
+                given = (q2, k, v)
+                wanted = (q2,)
+            else:
+                given = wanted = (q, k, v)
+            eager = wrapped(*given)
+            ours = torch.compile(wrapped, fullgraph=True, backend="aot_eager")(*given)
+            torch.testing.assert_close(ours, eager)
+            torch.testing.assert_close(
+                torch.autograd.grad(ours.sum(), wanted), torch.autograd.grad(eager.sum(), wanted)
+            )
+        y = torch.compile(dropped, fullgraph=True, backend="aot_eager")(q, k, v)
+        torch.autograd.grad(y.sum(), (q, k, v))
+        cache = torch.randn(2, 4, 16, 8, dtype=torch.float64)
+        decode = torch.compile(
+            lambda q, c, n: F.attention_decode(q, c, c, n), fullgraph=True, backend="aot_eager"
+        )
+        with torch.no_grad():
+            n = torch.tensor([9, 16])
+            torch.testing.assert_close(decode(q, cache, n), F.attention_decode(q, cache, cache, n))
+
+
+def test_autocast_as_torch():
+    q, k, v = qkv()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        theirs = T.scaled_dot_product_attention(q, k, v)
+        for name in ("auto", "torch", here()):
+            with kz.backend(name):
+                y = F.scaled_dot_product_attention(q, k, v)
+                assert y.dtype == theirs.dtype == torch.bfloat16
+                torch.testing.assert_close(y, theirs, rtol=2e-2, atol=2e-2)
+                assert F.scaled_dot_product_attention(q, k, v, alibi_slopes=SLOPES).dtype == torch.bfloat16
+
+
+def test_proxies_and_nested_tensors_are_torchs():
+    class Model(torch.nn.Module):
+        def forward(self, q, k, v):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    q, k, v = qkv(S=9)
+    traced = torch.fx.symbolic_trace(Model())
+    torch.testing.assert_close(traced(q, k, v), T.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+# ---- bad input
+
+q4, k4 = torch.zeros(2, 4, 7, 8), torch.zeros(2, 4, 5, 8)
+BAD = (
+    ((q4, k4, torch.zeros(2, 4, 6, 8)), {}, ValueError, "value has 6 positions but key has 5"),
+    ((q4, torch.zeros(2, 4, 5, 9), k4), {}, ValueError, "key has 9 features a head but query has 8"),
+    ((torch.zeros(8), torch.zeros(8), torch.zeros(8)), {}, RuntimeError, "at least 2 dimensional"),
+    ((q4, k4[:, :2], k4[:, :2]), {}, ValueError, "do not broadcast; set enable_gqa=True"),
+    ((q4, k4[:, :3], k4[:, :3]), {"enable_gqa": True}, ValueError, "key has 3 heads, which does not divide"),
+    ((q4[0, 0], k4[0, 0], k4[0, 0]), {"enable_gqa": True}, ValueError, "needs a dimension of heads"),
+    ((q4, k4.double(), k4), {}, TypeError, "key has dtype torch.float64 but query has torch.float32"),
+    (([1], k4, k4), {}, TypeError, "query must be a Tensor, got list"),
+    ((q4, k4, k4, torch.ones(6, 5) > 0), {}, ValueError, r"attn_mask of shape \(6, 5\) does not broadcast"),
+    ((q4, k4, k4, torch.ones(5)), {}, ValueError, "does not broadcast"),
+    ((q4, k4, k4, torch.ones(3, 2, 4, 7, 5)), {}, ValueError, "does not broadcast"),
+    ((q4, k4, k4, torch.ones(7, 5, dtype=torch.int32)), {}, TypeError, "Expected attn_mask dtype to be bool or"),
+    ((q4, k4, k4, torch.ones(7, 5).double()), {}, TypeError, "Expected attn_mask dtype to be bool or float"),
+    ((q4, k4, k4), {"dropout_p": 1.5}, RuntimeError, "dropout probability has to be between 0 and 1, but got 1.5"),
+    ((q4, k4, k4), {"dropout_p": -0.5}, ValueError, "dropout probability has to be between"),
+    ((q4, k4, k4), {"scale": "x"}, TypeError, "scale must be float, not str"),
+    ((q4, k4, k4), {"is_causal": 1}, TypeError, "is_causal must be bool, not int"),
+    ((q4, k4, k4), {"window": 3}, TypeError, r"window must be \(left, right\) or None, got 3"),
+    ((q4, k4, k4), {"window": (1.5, 0)}, TypeError, "window's left side must be int or None"),
+    ((q4, k4, k4), {"window": (0, -2)}, ValueError, "window's right side is -2"),
+    ((q4, k4, k4), {"softcap": -1.0}, ValueError, "softcap must be a positive number"),
+    ((q4, k4, k4), {"softcap": math.nan}, ValueError, "softcap must be a positive number"),
+    ((q4, k4, k4), {"alibi_slopes": torch.ones(3)}, ValueError, r"alibi_slopes has shape \(3,\); expected \(4,\)"),
+    ((q4, k4, k4), {"alibi_slopes": [1.0]}, TypeError, "alibi_slopes must be a Tensor"),
+    ((q4, k4, k4), {"alibi_slopes": torch.ones(4, dtype=torch.int64)}, TypeError, "alibi_slopes must be floating"),
+    ((q4, k4, k4), {"key_lengths": torch.tensor([5])}, ValueError, r"key_lengths has shape \(1,\); expected \(2,\)"),
+    ((q4, k4, k4), {"key_lengths": torch.tensor([5, 6])}, ValueError, "key_lengths holds 6; expected 0 to 5"),
+    ((q4, k4, k4), {"key_lengths": torch.tensor([-1, 2])}, ValueError, "key_lengths holds -1"),
+    ((q4, k4, k4), {"key_lengths": torch.tensor([1.0, 2.0])}, TypeError, "key_lengths must be int32 or int64"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("args", "options", "error", "says"), BAD, ids=[b[3][:40] for b in BAD])
+@pytest.mark.parametrize("name", ["auto", "kernel"])
+def test_bad_input(name, args, options, error, says):
+    with kz.backend(here() if name == "kernel" else name), pytest.raises(error, match=f"{NAME}: .*{says}"):
+        F.scaled_dot_product_attention(*args, **options)
+
+
+def test_bad_packed_input():
+    q, k, v, cu_q, cu_k = (t.detach() for t in packed())
+    for args, options, says in (
+        (
+            (q[None], k, v, cu_q, cu_k),
+            {},
+            r"q has shape \(1, 10, 4, 5\); expected \(tokens, heads, features\)",
+        ),
+        ((q, k, v[:5], cu_q, cu_k), {}, "expected the same tokens and heads"),
+        ((q, k[:, :, :4], v, cu_q, cu_k), {}, "k has 4 features a head but q has 5"),
+        ((q[:, :3], k, v, cu_q, cu_k), {}, "k has 2 heads, which does not divide q's 3"),
+        ((q, k, v, cu_q[:-1], cu_k), {}, "expected lengths added up from 0 to 10"),
+        ((q, k, v, cu_q, cu_k + 1), {}, "expected lengths added up from 0 to 20"),
+        ((q, k, v, torch.tensor([0, 5, 3, 9, 10]), cu_k), {}, "expected lengths added up"),
+        ((q, k, v, cu_q.float(), cu_k), {}, "cu_seqlens_q must be int32 or int64"),
+        ((q, k, v, torch.tensor([0, 10]), cu_k), {}, "holds 1 sequences and cu_seqlens_k 4"),
+        ((q, k, v, cu_q, cu_k, 5, 6), {}, "max_seqlen_q is 5 but cu_seqlens_q holds a sequence of 6"),
+        ((q, k, v, cu_q, cu_k), {"dropout_p": 2.0}, "dropout probability"),
+        ((q, k, v, cu_q, cu_k), {"alibi_slopes": torch.ones(2)}, "alibi_slopes has shape"),
+    ):
+        with pytest.raises(RuntimeError, match=f"attention_varlen: .*{says}"):
+            F.attention_varlen(*args, **options)
+
+
+def test_bad_cache():
+    q, cache = torch.zeros(2, 4, 1, 8), torch.zeros(2, 2, 16, 8)
+    pages, table = torch.zeros(5, 2, 4, 8), torch.tensor([[0, 1, 2], [3, 4, 9]])
+    lengths = torch.tensor([3, 16])
+    for args, options, says in (
+        ((q[0], cache, cache, lengths), {}, "q has shape .* expected four dimensions"),
+        ((q, cache, cache[:, :, :3], lengths), {}, "expected the same but for the features"),
+        ((q, cache[:1], cache[:1], lengths), {}, "k_cache has 1 sequences but q has 2"),
+        ((q, cache[..., :4], cache, lengths), {}, "k_cache has 4 features a head but q has 8"),
+        ((q[:, :3], cache, cache, lengths), {}, "k_cache has 2 heads, which does not divide q's 3"),
+        (
+            (q, cache, cache, torch.tensor([3, 17])),
+            {},
+            "lengths holds 17; expected 0 to 16, what the cache holds",
+        ),
+        ((q, cache, cache, lengths.float()), {}, "lengths must be int32 or int64"),
+        ((q, cache, cache, lengths[:1]), {}, r"lengths has shape \(1,\)"),
+        ((q, pages, pages, torch.tensor([3, 13]), table), {}, "lengths holds 13; expected 0 to 12"),
+        ((q, pages, pages, torch.tensor([3, 9]), table), {}, "block_table points to block 9, .* 0 to 4"),
+        ((q, pages, pages, torch.tensor([3, 9]), table[:1]), {}, "block_table has shape"),
+        ((q, pages, pages, torch.tensor([3, 8]), table.float()), {}, "block_table must be int32 or int64"),
+        ((q, cache, cache, lengths), {"softcap": -2.0}, "softcap must be"),
+    ):
+        with pytest.raises(RuntimeError, match=f"attention_decode: .*{says}"):
+            F.attention_decode(*args, **options)
+    F.attention_decode(q, pages, pages, torch.tensor([3, 8]), table)  # block 9 is not reached
