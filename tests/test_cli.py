@@ -115,6 +115,8 @@ BAD = {
         ["gpt2", "--data", "BOOK", "--context", "8", "--set", "n_head=3"],
         "n_embd=256 is not a multiple",
     ),
+    "negative": (["gpt2", "--data", "BOOK", "--context", "8", "--set", "n_embd=-4"], "gpt2: "),
+    "layers": (["gpt2", "--data", "BOOK", "--context", "8", "--set", "n_layer=two"], "gpt2: "),
     "positions": (
         ["gpt2", "--data", "BOOK", "--context", "16", "--set", "n_positions=8"],
         "--context 16: the model has positions for 8 tokens",

@@ -26,5 +26,7 @@ def write(folder, files=6, lines=12):
 # smallest models that learn something, by name
 TINY = {
     "gpt2": {"n_layer": 1, "n_embd": 16, "n_head": 2},
+    "llama": {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2},
+    "roberta": {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2},
     "bert": {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2},
 }

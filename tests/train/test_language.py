@@ -108,6 +108,12 @@ def test_comparison_trains_the_same_model_in_plain_torch(tmp_path, texts):
     assert result["largest_weight_difference"] < 1e-3 * result["largest_weight"]
 
 
+@pytest.mark.parametrize("model", ["llama", "roberta"])
+def test_other_models_learn_too(tmp_path, texts, model):
+    first, *_, last = history(run(tmp_path, texts, model, steps=30, lr=1e-2))
+    assert last["val_loss"] < first["val_loss"]
+
+
 def test_bf16_comes_close_to_fp32(tmp_path, texts):
     fp32 = run(tmp_path / "fp32", texts)
     bf16 = run(tmp_path / "bf16", texts, precision="bf16")
@@ -252,10 +258,12 @@ def test_pretrained_encoder_is_fine_tuned_beside_one_from_scratch(tmp_path, text
     before = run(tmp_path / "mlm", texts, "bert", steps=4)
     assert before["task"] == "mlm"
     out = tmp_path / "classify"
+    # the window is as long as the model was made for unless told
     result = run(
         out, texts, "bert", task="classify", init_from=tmp_path / "mlm", compare="scratch", lr=1e-2, steps=60,
-        eval_every=30,
+        eval_every=30, context=None,
     )  # fmt: skip
+    assert result["context"] == 16
     assert result["classes"] == ["alpha", "beta"]
     assert list(result["results"]) == ["pre-trained", "from scratch"]
     for contender in result["results"].values():

@@ -125,7 +125,10 @@ def train(
         typer.Option(help="As many steps as fit, by the first few's time.", rich_help_panel=_TEXT),
     ] = None,
     context: Annotated[
-        int | None, typer.Option(help="Tokens of a window: 256, or the model's.", rich_help_panel=_TEXT)
+        int | None,
+        typer.Option(
+            help="Tokens of a window: 256, or the model's positions if fewer.", rich_help_panel=_TEXT
+        ),
     ] = None,
     accumulate: Annotated[
         int | None, typer.Option(help="Micro-batches that a step is split into.", rich_help_panel=_TEXT)

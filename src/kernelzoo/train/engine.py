@@ -81,8 +81,8 @@ def create_model(name: str, options: dict[str, Any], engine: Engine, seed: int) 
     torch.manual_seed(seed)
     try:
         return zoo.create(name, nn=engine.nn, **options)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name}: {error}") from None
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: torch's, of sizes below 0
+        raise InputError(f"{name}: {str(error).splitlines()[0]}") from None
 
 
 @contextlib.contextmanager

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 import shlex
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from rich.console import Console
 
 import kernelzoo
-from kernelzoo import zoo
 
-from ..data import Corpus, InputError, load_text
-from ..data.tokens import END, PAD, Tokens, digest, read_tokenizer, tokenize, train_tokenizer
-from ..data.windows import make_data
+from ..data import Corpus, InputError
+from ..data.tokens import END, digest
 from . import checkpoint, report
 from .config import LanguageConfig
 from .distributed import World, processes
@@ -33,7 +29,6 @@ from .engine import (
     TOKENIZER,
     TORCH,
     WEIGHTS,
-    Engine,
     Fit,
     check_out,
     choose_device,
@@ -42,39 +37,11 @@ from .engine import (
     prepare_out,
     probe,
 )
+from .material import Material, contender, context_of, digest_of, gather
 from .steps import STATE, Training, fit, steps_for
 
-CONTEXT, VOCABULARY = 256, 4096
-# of a model that 2 CPU cores can train: options of whatever family, where a model has them
-_SMALL = {
-    "n_layer": 4,
-    "n_embd": 256,
-    "n_head": 4,
-    "num_hidden_layers": 4,
-    "hidden_size": 256,
-    "num_attention_heads": 4,
-}
-_DROPOUTS = (
-    "resid_pdrop",
-    "embd_pdrop",
-    "attn_pdrop",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "attention_dropout",
-)
-_POSITIONS = ("n_positions", "max_position_embeddings")
 # when a run stops before its end, what it gives
 _STOPPED = {"stopped": True}
-
-
-class Material(NamedTuple):
-    """What a run trains on and starts from."""
-
-    corpus: Corpus
-    tokens: Tokens
-    data: Any
-    options: dict[str, Any]
-    init: dict[str, torch.Tensor] | None
 
 
 def run(config: LanguageConfig, console: Console | None = None) -> dict[str, Any]:
@@ -93,9 +60,9 @@ def run(config: LanguageConfig, console: Console | None = None) -> dict[str, Any
 
 def _run(config: LanguageConfig, world: World, console: Console) -> dict[str, Any]:
     _check_split(config, world)
-    config = replace(config, context=_context(config))
-    material = _material(config, world)
-    create = functools.partial(_contender, config, material)
+    config = replace(config, context=context_of(config))
+    material = gather(config, world)
+    create = functools.partial(contender, config, material)
     with chosen_backend(config.backend):
         model = create(KERNELZOO)
         ran = _probe(model, material.data, config, world)
@@ -108,7 +75,7 @@ def _run(config: LanguageConfig, world: World, console: Console) -> dict[str, An
             "options": json.dumps(material.options, sort_keys=True),
             "data": material.corpus.digest,
             "tokenizer": digest(material.tokens.tokenizer),
-            "init_from": _digest(material.init),
+            "init_from": digest_of(material.init),
         }
         state = None
         if resume:
@@ -150,121 +117,6 @@ def _check_split(config: LanguageConfig, world: World) -> None:
         )
 
 
-def _context(config: LanguageConfig) -> int:
-    if config.context is not None:
-        return config.context
-    given = next((config.options[key] for key in _POSITIONS if key in config.options), CONTEXT)
-    if not isinstance(given, int) or given < 8:
-        raise InputError(f"{config.model}: {given!r} positions; at least 8 are needed")
-    return min(given, CONTEXT)
-
-
-def _material(config: LanguageConfig, world: World) -> Material:
-    """Corpus, tokens, batches and options; rank 0 comes first and fills the cache for the others."""
-
-    def make() -> Material:
-        corpus = load_text(config.data, config.val_fraction)
-        init, found, path = None, {}, None
-        if config.init_from is not None:
-            init, found, path = _read_init(config)
-        tokenizer = read_tokenizer(path) if path else train_tokenizer(corpus, config.vocab_size or VOCABULARY)
-        tokens = tokenize(corpus, tokenizer)
-        data = make_data(config.task, tokens, config.context)
-        return Material(corpus, tokens, data, _options(config, tokens, data, found), init)
-
-    first = []
-    world.on_main(lambda: first.append(make()))
-    return first[0] if first else make()
-
-
-def _read_init(config: LanguageConfig) -> tuple[dict[str, torch.Tensor], dict[str, Any], Path]:
-    """Weights, options and tokenizer of another run's folder."""
-    from safetensors import SafetensorError, safe_open
-
-    folder = config.init_from.parent if config.init_from.is_file() else config.init_from
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise InputError(f"--init-from {config.init_from}: no {WEIGHTS} there; name the folder of a run")
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("kernelzoo", "{}"))
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"--init-from {path} cannot be read: {error}") from None
-    if about.get("model") != config.model:
-        found = f"the weights of {about['model']}" if "model" in about else "no weights of kernelzoo train"
-        raise InputError(f"--init-from {path} holds {found}; {config.model} is to be trained")
-    return weights, about["options"], folder / TOKENIZER
-
-
-def _options(config: LanguageConfig, tokens: Tokens, data: Any, found: dict[str, Any]) -> dict[str, Any]:
-    """The model's options: those that the tokens and the task fix, those of `init_from`, those given, small ones."""
-    accepted = zoo.options(config.model)
-    given = dict(config.options)
-    if (dropout := given.pop("dropout", None)) is not None:
-        given = {**{key: dropout for key in _DROPOUTS if key in accepted}, **given}
-    fixed: dict[str, Any] = {"vocab_size": tokens.vocab_size, "pad_token_id": PAD, "eos_token_id": END}
-    if "head" in accepted:
-        fixed["head"] = config.task
-    if config.task == "classify":
-        fixed["num_labels"] = len(data.classes)
-    fixed = {key: value for key, value in fixed.items() if key in accepted}
-    for key, value in fixed.items():
-        if given.get(key, value) != value:
-            raise InputError(
-                f"--set {key}={given[key]}: this run needs {key}={value}; leave the option out"
-                + (" (--vocab-size sets the tokenizer's)" if key == "vocab_size" else "")
-            )
-    if found:
-        own = {**found, **fixed}
-        for key, value in given.items():
-            if key not in _DROPOUTS and own.get(key, value) != value:
-                raise InputError(f"--set {key}={value}: the weights of --init-from have {key}={own[key]}")
-        if found.get("vocab_size") != tokens.vocab_size:
-            raise InputError(
-                f"--init-from: its tokenizer has {tokens.vocab_size} tokens, "
-                f"its weights {found.get('vocab_size')}"
-            )
-        return {**own, **given}
-    small = {key: value for key, value in _SMALL.items() if key in accepted}
-    small |= {key: 0.0 for key in _DROPOUTS if key in accepted}
-    # roberta's positions are counted after the padding's
-    offset = PAD + 1 if config.model == "roberta" else 0
-    small |= {key: config.context + offset for key in _POSITIONS if key in accepted}
-    if "intermediate_size" in accepted and isinstance(given.get("hidden_size", 256), int):
-        small["intermediate_size"] = 4 * given.get("hidden_size", 256)
-    if "num_key_value_heads" in accepted:
-        small["num_key_value_heads"] = given.get("num_attention_heads", _SMALL["num_attention_heads"])
-    return {**small, **given, **fixed}
-
-
-def _contender(
-    config: LanguageConfig, material: Material, engine: Engine, *, init: bool = True
-) -> torch.nn.Module:
-    model = create_model(config.model, material.options, engine, config.seed)
-    limit = getattr(model, "limit", config.context)
-    if limit < config.context:
-        raise InputError(f"--context {config.context}: the model has positions for {limit} tokens")
-    if init and material.init is not None:
-        _start_from(model, material.init, config.init_from)
-    return model
-
-
-def _start_from(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Take over every weight but a head's, which is kept where it fits as a whole and is new otherwise."""
-    own = model.state_dict()
-    shared = {key: value for key, value in weights.items() if not key.startswith("head.")}
-    head = {key: value for key, value in weights.items() if key.startswith("head.")}
-    missing = [key for key in own if key not in shared and not key.startswith("head.")]
-    wrong = [key for key, value in shared.items() if key not in own or own[key].shape != value.shape]
-    if missing or wrong:
-        raise InputError(f"--init-from {path}: {', '.join([*missing, *wrong][:4])} does not fit the model")
-    same = {k: v.shape for k, v in head.items()} == {
-        k: v.shape for k, v in own.items() if k.startswith("head.")
-    }
-    model.load_state_dict({**own, **shared, **(head if same else {})})
-
-
 def _probe(model: torch.nn.Module, data: Any, config: LanguageConfig, world: World) -> list[str]:
     share = config.batch_size // (world.size * config.accumulate)
     rows = data.batch(config.seed, 0, share).to(world.device)
@@ -284,19 +136,9 @@ def _schedule(config: LanguageConfig, material: Material, world: World, resume: 
     if resume:
         steps = checkpoint.load(config.out / CHECKPOINT, STATE)["identity"].get("steps")
         return config.scheduled(steps)
-    model = _contender(config, material, KERNELZOO)
+    model = contender(config, material, KERNELZOO)
     training = Training(model, material.data, config, KERNELZOO, world)
     return config.scheduled(steps_for(training, config.minutes))
-
-
-def _digest(weights: dict[str, torch.Tensor] | None) -> str | None:
-    if weights is None:
-        return None
-    total = hashlib.sha256()
-    for key in sorted(weights):
-        total.update(key.encode())
-        total.update(weights[key].contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
 
 
 def _prepare(config: LanguageConfig, material: Material) -> None:
@@ -383,7 +225,7 @@ def _finish(
             f"kernelzoo ran {', '.join(ran) or 'no op of its own'}",
             soft_wrap=True,
         )
-    if config.task == "lm" and config.sample_tokens and hasattr(zoo.causal.CausalLM, "generate"):
+    if config.task == "lm" and config.sample_tokens:
         result["samples"] = _samples(ours, config, material, world)
         text = "\n\n".join(result["samples"]) + "\n"
         checkpoint.write_whole(config.out / SAMPLES, text.encode())
@@ -406,15 +248,18 @@ def _samples(ours: Fit, config: LanguageConfig, material: Material, world: World
     prompts = [config.prompt] if config.prompt is not None else _first_lines(material.corpus)
     texts = []
     for prompt in prompts:
-        ids = tokenizer.encode(prompt).ids[-(config.context // 2) :] or [END]
+        # a file's first lines come after the end of another file
+        ids = ([] if prompt == config.prompt else [END]) + tokenizer.encode(prompt).ids
+        ids = ids[-(config.context // 2) :] or [END]
         new = min(config.sample_tokens, config.context - len(ids))
-        torch.manual_seed(config.seed)
-        with torch.no_grad(), chosen_backend(config.backend):
+        with chosen_backend(config.backend):
             out = model.generate(
                 torch.tensor([ids], device=world.device),
                 max_new_tokens=new,
+                do_sample=True,
                 temperature=config.temperature,
                 top_k=config.top_k,
+                seed=config.seed,
             )
         texts.append(prompt + tokenizer.decode(out[0, len(ids) :].tolist()))
     return texts
