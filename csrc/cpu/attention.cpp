@@ -35,11 +35,7 @@ int thread() {
 }
 
 // Whether the work, in products of D elements, is worth a second thread.
-bool shared(const Attention& a) { return a.B * a.H * a.Lq * std::min(a.Lk, a.left + a.right) * a.D > 4 * SERIAL; }
-
-int64_t slot_bytes(int dtype, const Attention& a) {
-  return attention(dtype).item * a.Lk * (padded_columns(a.D) + padded_columns(a.Dv));
-}
+bool shared(const Attention& a) { return a.B * a.H * a.Lq * std::min(a.Lk, a.left + a.right + BLOCK_N) * a.D > 4 * SERIAL; }
 
 }  // namespace
 
@@ -61,10 +57,11 @@ void attention_fwd(int dtype, const Attention& a, int threads) {
   }
 }
 
-int64_t attention_bwd_bytes(int dtype, Attention& a, int threads) {
-  const int64_t heads = a.B * a.Hkv, items = ceil_div(a.Lq, BLOCK_M) * (a.H / a.Hkv), slot = slot_bytes(dtype, a);
+int64_t attention_bwd_size(int dtype, Attention& a, int threads) {
+  const int64_t heads = std::max<int64_t>(1, a.B * a.Hkv), items = ceil_div(a.Lq, BLOCK_M) * (a.H / a.Hkv), 
+                slot = a.Lk * (padded_columns(a.D) + padded_columns(a.Dv));
   const int64_t wanted = std::min(ceil_div(BWD_TASKS, heads), ceil_div(items, 4));
-  a.chunks = std::max<int64_t>(1, std::min(wanted, BWD_BYTES / std::max<int64_t>(1, heads * slot)));
+  a.chunks = std::max<int64_t>(1, std::min(wanted, BWD_BYTES / std::max<int64_t>(1, heads * slot * (dtype == F64 ? 8 : 4))));
   return slot * (a.chunks > 1 ? heads * a.chunks : std::min<int64_t>(heads, threads));
 }
 
@@ -98,12 +95,12 @@ void attention_bwd(int dtype, const Attention& a, int threads) {
   }
 }
 
-int64_t attention_decode_bytes(int dtype, Attention& a) {
-  const int64_t longest = *std::max_element(a.lengths, a.lengths + a.B);
+int64_t attention_decode_size(Attention& a) {
+  const int64_t longest = a.B ? *std::max_element(a.lengths, a.lengths + a.B) : 0;
   const int64_t heads = a.B * a.Hkv, most = std::max<int64_t>(1, std::min(longest, a.Lk));
   a.part = std::max(PART, ceil_div(ceil_div(most * heads, DECODE_TASKS), BLOCK_N) * BLOCK_N);
   a.parts = ceil_div(most, a.part);
-  return attention(dtype).item * a.B * a.H * a.Lq * a.parts * (padded_columns(a.Dv) + 2);
+  return a.B * a.H * a.Lq * a.parts * (padded_columns(a.Dv) + 2);
 }
 
 void attention_decode(int dtype, const Attention& a, int threads) {

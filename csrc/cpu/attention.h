@@ -49,7 +49,6 @@ struct Attention {
 inline int64_t padded_columns(int64_t n) { return ceil_div(n, 16) * 16; }
 
 struct AttentionKernels {
-  int64_t item;  // bytes of an accumulator
   void (*fwd)(const Attention&, int64_t b, int64_t h, int64_t block);
   // dq of the chunk's queries, and its sums of dk and dv in `slot`
   void (*bwd)(const Attention&, int64_t b, int64_t hk, int64_t chunk, int64_t slot);
@@ -68,8 +67,10 @@ void* attention_scratch();
 constexpr int BF16_DOT = DTYPES;
 KERNELZOO_TABLES(AttentionKernels, attention)
 
-int64_t attention_bwd_bytes(int dtype, Attention& a, int threads);  // of a.acc; chooses a.chunks
-int64_t attention_decode_bytes(int dtype, Attention& a);            // of a.acc; chooses a.parts
+// What a.acc must hold, in accumulators (double for double, else float); the first also chooses a.chunks, the second
+// a.parts.
+int64_t attention_bwd_size(int dtype, Attention& a, int threads);
+int64_t attention_decode_size(Attention& a);
 
 void attention_fwd(int dtype, const Attention& a, int threads);
 void attention_bwd(int dtype, const Attention& a, int threads);

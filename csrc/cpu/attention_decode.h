@@ -36,7 +36,10 @@ void dot_rows(const T* q, const T* k, int64_t row, int64_t n, int64_t units, T* 
     for (int64_t l = 0; l < W; ++l) rows[l] = k + (j + l < n ? j + l : n - 1) * row;
     for (int64_t u = 0; u < units; u += W) {
       const Vec<T> x = loadv(q + u);
-      for (int64_t l = 0; l < W; ++l) acc[l] = P::dots(x, loadv(rows[l] + u), acc[l]);
+      for (int64_t l = 0; l < W; ++l) {
+        __builtin_prefetch(rows[l] + 2 * W * row + u);
+        acc[l] = P::dots(x, loadv(rows[l] + u), acc[l]);
+      }
     }
     storev(s + j, lane_sums<T>(acc));
   }

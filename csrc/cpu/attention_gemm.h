@@ -138,6 +138,7 @@ void product(int64_t M, int64_t N, int64_t K, Operand<typename P::T> a, const ty
              typename P::T* c, int64_t ldc, Band band, bool add) {
   constexpr int64_t W = WIDTH<typename P::T>;
   const int64_t vectors = ceil_div(N, W);
+  if (!vectors) return;
   const int64_t step = ceil_div(vectors, ceil_div(vectors, TILE_VECTORS));
   for (int64_t v0 = 0; v0 < vectors; v0 += step) {
     for (int64_t r = 0; r < M; r += TILE_ROWS) {

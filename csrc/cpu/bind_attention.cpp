@@ -65,8 +65,8 @@ void bind_attention(py::module_& m) {
       "attention_fwd",
       [](const Attention& a, int dtype, int threads) { kernelzoo::attention_fwd(dtype, a, threads); },
       py::call_guard<py::gil_scoped_release>());
-  m.def("attention_bwd_bytes", [](Attention& a, int dtype, int threads) {
-    return kernelzoo::attention_bwd_bytes(dtype, a, threads);
+  m.def("attention_bwd_size", [](Attention& a, int dtype, int threads) {
+    return kernelzoo::attention_bwd_size(dtype, a, threads);
   });
   m.def("attention_bwd", [](Attention& a, uintptr_t acc, const py::tuple& grad, const py::tuple& dq,
                             const py::tuple& dk, const py::tuple& dv, const py::tuple& dbias, int dtype,
@@ -81,13 +81,13 @@ void bind_attention(py::module_& m) {
     py::gil_scoped_release no_gil;
     kernelzoo::attention_bwd(dtype, a, threads);
   });
-  m.def("attention_decode_bytes", [](Attention& a, uintptr_t lengths, uintptr_t table, int64_t table_row,
-                                     int64_t page, int dtype) {
+  m.def("attention_decode_size", [](Attention& a, uintptr_t lengths, uintptr_t table, int64_t table_row,
+                                     int64_t page) {
     a.lengths = reinterpret_cast<const int32_t*>(lengths);
     a.table = reinterpret_cast<const int32_t*>(table);
     a.table_row = table_row;
     a.page = page;
-    return kernelzoo::attention_decode_bytes(dtype, a);
+    return kernelzoo::attention_decode_size(a);
   });
   m.def("attention_decode", [](Attention& a, uintptr_t acc, int dtype, int threads) {
     a.acc = reinterpret_cast<void*>(acc);

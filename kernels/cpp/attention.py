@@ -15,13 +15,33 @@ def _address(t):
     return () if t is None else (t.data_ptr(), *t.stride())
 
 
+def _accumulator(q):
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
 def _laid_out(t, heads, columns):
     """Uninitialised (B, heads, L, columns) over (B, L, heads, columns), for t (B, *, L, *)."""
     return memory.empty((t.shape[0], t.shape[2], heads, columns), t.dtype).transpose(1, 2)
 
 
 def _problem(
-    q, k, v, o, lse, bias, slopes, key_lengths, cu_q, cu_k, seed, max_q, max_k, left, right, align_end, factors
+    q,
+    k,
+    v,
+    o,
+    lse,
+    bias,
+    slopes,
+    key_lengths,
+    cu_q,
+    cu_k,
+    seed,
+    max_q,
+    max_k,
+    left,
+    right,
+    align_end,
+    factors,
 ):
     B, H, _, D = q.shape
     if cu_q is not None:
@@ -65,10 +85,26 @@ def attention_fwd(
     """o = dropout(softmax(s)) v and lse, the logarithm of each row's sum of exp(s): s = scale q kᵀ, capped, biased and
     masked. q (B, H, Lq, D), k (B, Hkv, Lk, D), v (B, Hkv, Lk, Dv) with contiguous columns; lse (B, H, Lq)."""
     o = _laid_out(q, q.shape[1], v.shape[3])
-    lse = torch.empty(q.shape[:3], dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
+    lse = torch.empty(q.shape[:3], dtype=_accumulator(q))
     factors = scale, softcap or 0.0, dropout_p
     problem = _problem(
-        q, k, v, o, lse, bias, slopes, key_lengths, cu_q, cu_k, seed, max_q, max_k, left, right, align_end, factors
+        q,
+        k,
+        v,
+        o,
+        lse,
+        bias,
+        slopes,
+        key_lengths,
+        cu_q,
+        cu_k,
+        seed,
+        max_q,
+        max_k,
+        left,
+        right,
+        align_end,
+        factors,
     )
     _cpu.attention_fwd(problem, DTYPES[q.dtype], torch.get_num_threads())
     return o, lse
@@ -111,10 +147,26 @@ def attention_bwd(
         shaped = (dbias.data_ptr(), *shape)
     factors = scale, softcap or 0.0, dropout_p
     problem = _problem(
-        q, k, v, o, lse, bias, slopes, key_lengths, cu_q, cu_k, seed, max_q, max_k, left, right, align_end, factors
+        q,
+        k,
+        v,
+        o,
+        lse,
+        bias,
+        slopes,
+        key_lengths,
+        cu_q,
+        cu_k,
+        seed,
+        max_q,
+        max_k,
+        left,
+        right,
+        align_end,
+        factors,
     )
     dtype, threads = DTYPES[q.dtype], torch.get_num_threads()
-    acc = memory.workspace((_cpu.attention_bwd_bytes(problem, dtype, threads),), torch.uint8)
+    acc = memory.workspace((_cpu.attention_bwd_size(problem, dtype, threads),), lse.dtype)
     _cpu.attention_bwd(
         problem, acc.data_ptr(), _rows(do), _rows(dq), _rows(dk), _rows(dv), shaped, dtype, threads
     )
@@ -135,7 +187,7 @@ def attention_decode(q, k, v, lengths, block_table, slopes, scale, left, softcap
     dtype, threads = DTYPES[q.dtype], torch.get_num_threads()
     lengths = lengths.contiguous()
     table = (block_table.data_ptr(), block_table.stride(0), k.shape[2]) if paged else (0, 0, 0)
-    size = _cpu.attention_decode_bytes(problem, lengths.data_ptr(), *table, dtype)
-    acc = memory.workspace((size,), torch.uint8)
+    size = _cpu.attention_decode_size(problem, lengths.data_ptr(), *table)
+    acc = memory.workspace((size,), _accumulator(q))
     _cpu.attention_decode(problem, acc.data_ptr(), dtype, threads)
     return o

@@ -521,8 +521,7 @@ void decode_sum(const Attention& a, int64_t b, int64_t hk) {
 template <class P, class S>
 constexpr AttentionKernels kernels() {
   using Exact = Plain<typename P::T>;
-  return {sizeof(typename P::T),  fwd<P, S>,    bwd<P, S>,       bwd_sum<P, S>,
-          bwd_bias<Exact, S>,     decode<P, S>, decode_sum<P, S>};
+  return {fwd<P, S>, bwd<P, S>, bwd_sum<P, S>, bwd_bias<Exact, S>, decode<P, S>, decode_sum<P, S>};
 }
 
 #ifdef KERNELZOO_ISA_avx512
