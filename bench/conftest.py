@@ -11,8 +11,8 @@ from kernelzoo import ceilings
 
 from . import core, kept, machine
 
-OPS = ("linear", "overhead", "import", "mlp", "softmax", "activation", "gpt")  # in this order
-MODULES = ("bench_linear", "bench_overhead", "bench_mlp", "bench_activation", "bench_gpt")
+OPS = ("linear", "overhead", "import", "mlp", "softmax", "activation", "attention", "gpt")  # in this order
+MODULES = ("bench_linear", "bench_overhead", "bench_mlp", "bench_activation", "bench_attention", "bench_gpt")
 
 
 def pytest_addoption(parser):

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="bench", description="Our kernels beside their peers.")
     parser.add_argument(
-        "--ops", default="", help="linear, overhead, import, mlp, softmax, activation; all unless given"
+        "--ops", default="", help="linear, overhead, import, mlp, softmax, activation, attention, gpt; all unless given"
     )
     parser.add_argument("--backend", default="", help="the backend ours runs on (auto unless given)")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench", help="folder for the results")
