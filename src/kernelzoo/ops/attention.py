@@ -127,7 +127,9 @@ class AttentionFunction(KernelFunction):
     def forward(ctx, q, k, v, bias, slopes, key_lengths, cu_q, cu_k, seed, *rest):
         *options, backend = rest
         o, lse = attention_fwd(q, k, v, bias, slopes, key_lengths, cu_q, cu_k, seed, *options, backend)
-        if o._is_view():  # the launcher's (B, L, H, D): users may write to a result in place
+        if (
+            not torch.compiler.is_compiling() and o._is_view()
+        ):  # the launcher's (B, L, H, D): users may write to a result in place
             o = torch.empty(0, dtype=o.dtype, device=o.device).set_(o)
         ctx.save_for_backward(q, k, v, o, lse, bias, slopes, key_lengths, cu_q, cu_k, seed)
         ctx.options, ctx.backend = options, backend
