@@ -343,6 +343,9 @@ def _attend(to, q, k, v, bias, slopes, key_lengths, cu_q, cu_k, options):
             t if t is None or t.dtype in (to, torch.bool, torch.float64) else t.to(to)
             for t in (q, k, v, bias)
         )
+    if torch.compiler.is_compiling():  # which takes no tensor twice into a Function
+        k, v = k.view_as(k), v.view_as(v)
+        cu_k = cu_k if cu_k is None else cu_k.view_as(cu_k)
     return AttentionFunction.call(q, k, v, bias, slopes, key_lengths, cu_q, cu_k, seed, *options)
 
 
