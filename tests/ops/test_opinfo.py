@@ -107,6 +107,10 @@ def test_samples(name, info, backend, dtype):
     for sample in info.sample_inputs(device, dtype, requires_grad=True):
         if sample.kwargs.get("inplace") or (backend == "triton" and not GPU and sample.input.numel() > 4096):
             continue
+        if name == "scaled_dot_product_attention" and sample.kwargs.get(
+            "dropout_p"
+        ):  # drawn otherwise than torch's
+            continue
         if sample.kwargs.get("dtype") is not None and sample.kwargs["dtype"] not in DTYPES:
             continue
         with kz.backend(backend):

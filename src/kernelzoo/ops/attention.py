@@ -127,7 +127,9 @@ class AttentionFunction(KernelFunction):
     def forward(ctx, q, k, v, bias, slopes, key_lengths, cu_q, cu_k, seed, *rest):
         *options, backend = rest
         o, lse = attention_fwd(q, k, v, bias, slopes, key_lengths, cu_q, cu_k, seed, *options, backend)
-        if o._is_view():  # the launcher's (B, L, H, D): users may write to a result in place
+        if (
+            not torch.compiler.is_compiling() and o._is_view()
+        ):  # the launcher's (B, L, H, D): users may write to a result in place
             o = torch.empty(0, dtype=o.dtype, device=o.device).set_(o)
         ctx.save_for_backward(q, k, v, o, lse, bias, slopes, key_lengths, cu_q, cu_k, seed)
         ctx.options, ctx.backend = options, backend
@@ -152,17 +154,25 @@ def _torchs_own(q, k, v, bias, slopes, key_lengths, cu_q, cu_k, seed, max_q, max
     return not (extras or softcap or left >= 0 or right > 0 or (bias is not None and right == 0))
 
 
-# "auto" on a CPU takes the kernel from this many scores on.
-SMALL = 1 << 20
+# "auto" on a CPU, forward and backward together, C++ over torch on one core, B x H x L x 64. In 32 bits 2x4x64: 1.04
+# causal, 0.86 whole; 2x4x128: 1.23, 0.93; 2x6x256: 1.15, 1.02; 1x8x512: 1.6, 1.28. In 16 bits 1x2x32: 1.03; 2x4x64:
+# 2.5; 1x8x512: 2 to 4.7 (float16 2x4x128: 29). float64 2x4x128 causal: 2.0.
+SMALL, SMALL_CAUSAL, SMALL_16 = 1 << 19, 1 << 17, 1 << 14
 
 
-def _torchs_own_wins(q, k, v, *_):
+def _small(q, k, causal):
+    """Whether a CPU has so few scores to compute that a call's fixed cost is not won back."""
+    limit = SMALL_16 if q.dtype.itemsize == 2 else SMALL_CAUSAL if causal else SMALL
+    return below(q.numel() * k.size(-2), limit * q.size(-1))
+
+
+def _torchs_own_wins(q, k, v, *rest):
     if q.device.type != "cpu":
         return "torch's own kernel holds no scores either; no GPU has been measured yet"
-    if q.dtype == torch.float64:
-        return "float64 on a CPU"
-    if below(q.size(0) * q.size(1) * q.size(2) * k.size(2), SMALL):
+    if _small(q, k, rest[-4] == 0):
         return "few scores on a CPU"
+    if choice.automatic("attention", "cpu", q.dtype) != "cpp":
+        return "of the kernels for a CPU only the C++ one is faster than torch's"
     return None
 
 
@@ -257,7 +267,7 @@ def scaled_dot_product_attention(
     """
     name = "scaled_dot_product_attention"
     extras = window is not None or softcap is not None or alibi_slopes is not None or key_lengths is not None
-    if not extras and not (is_causal and attn_mask is not None) and _at_once(query, key, value):
+    if not extras and not (is_causal and attn_mask is not None) and _at_once(query, key, value, is_causal):
         try:
             return T.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
@@ -304,15 +314,17 @@ def scaled_dot_product_attention(
     return y if y.dim() == len(lead) + 2 == 4 else y.reshape(*lead, L, v.size(3))
 
 
-def _at_once(q, k, v):
+def _at_once(q, k, v, is_causal):
     """Whether "auto" surely leaves the call to torch: a small one then costs 3 us more, not 30."""
     if choice.state.chosen != "auto" or choice.state.calls is not None or torch.compiler.is_compiling():
         return False
     if type(q) not in PLAIN or type(k) not in PLAIN or type(v) not in PLAIN or transform():
         return False
-    if q.dim() < 2 or k.dim() < 2 or v.dim() < 2 or k.size(-2) != v.size(-2):  # which torch may take, and misread
+    if (
+        q.dim() < 2 or k.dim() < 2 or v.dim() < 2 or k.size(-2) != v.size(-2)
+    ):  # which torch may take, and misread
         return False
-    return not q.is_cpu or q.dtype == torch.float64 or q.numel() * k.size(-2) < SMALL * q.size(-1)
+    return not q.is_cpu or _small(q, k, is_causal)
 
 
 def _scale(scale, E):
@@ -331,6 +343,9 @@ def _attend(to, q, k, v, bias, slopes, key_lengths, cu_q, cu_k, options):
             t if t is None or t.dtype in (to, torch.bool, torch.float64) else t.to(to)
             for t in (q, k, v, bias)
         )
+    if torch.compiler.is_compiling():  # which takes no tensor twice into a Function
+        k, v = k.view_as(k), v.view_as(v)
+        cu_k = cu_k if cu_k is None else cu_k.view_as(cu_k)
     return AttentionFunction.call(q, k, v, bias, slopes, key_lengths, cu_q, cu_k, seed, *options)
 
 
