@@ -38,8 +38,8 @@ _DKV_FP64 = {64: (16, 16, 8, 2), 128: (16, 16, 4, 2), 256: (16, 16, 8, 1)}
 
 # AMD: 64 lanes a warp, so half as many; 64 KB of LDS
 _FWD_HIP = {64: (64, 64, 4, 2), 128: (64, 32, 4, 2), 256: (32, 32, 4, 2)}
-_DQ_HIP = {64: (32, 32, 4, 2), 128: (32, 32, 4, 2), 256: (16, 32, 8, 2)}
-_DKV_HIP = {64: (32, 32, 4, 2), 128: (16, 32, 4, 2), 256: (16, 32, 8, 2)}
+_DQ_HIP = {64: (32, 32, 4, 2), 128: (32, 32, 4, 2), 256: (16, 32, 4, 2)}
+_DKV_HIP = {64: (32, 32, 4, 2), 128: (16, 32, 4, 2), 256: (16, 32, 4, 2)}
 
 _DBIAS_HALF = {64: (32, 32, 8, 2), 128: (32, 32, 8, 2), 256: (16, 32, 8, 2)}
 _DBIAS_WIDE = {64: (16, 16, 8, 1), 128: (16, 16, 8, 1), 256: (16, 16, 8, 1)}
@@ -75,6 +75,7 @@ def fwd_tile(target, dtype, width, full, descriptors):
             if full or _is_small(target)
             else _FWD_HALF,
             width,
+            target,
         )
     elif dtype == torch.float32:
         tile = _pick(_FWD_FP32_FULL if full or _is_small(target) else _FWD_FP32, width, target)
@@ -92,6 +93,7 @@ def dq_tile(target, dtype, width, full):
         return _pick(
             _DQ_HIP if target.backend == "hip" else _DQ_HALF_FULL if full or _is_small(target) else _DQ_HALF,
             width,
+            target,
         )
     return _pick(_DQ_FP32 if dtype == torch.float32 else _DQ_FP64, width, target)
 
