@@ -489,7 +489,7 @@ def attention_bwd(
     dq = dk = dv = dbias = None
     with launch_on(q):
         if need_dk or need_dv:
-            tile = dkv_tile(target, q.dtype, width, full)
+            tile = dkv_tile(target, q.dtype, width, full, common["EVEN_D"])
             if need_dk:
                 dk = like_output(*k.shape[:1], k.shape[2], kv_heads, k.shape[3], k)
             if need_dv:

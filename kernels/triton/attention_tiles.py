@@ -36,12 +36,21 @@ _DKV_HALF_FULL = {64: (32, 64, 8, 2), 128: (32, 64, 8, 2), 256: (16, 32, 8, 2)}
 _DKV_FP32 = {64: (16, 32, 8, 2), 128: (16, 16, 8, 2), 256: (16, 16, 8, 2)}
 _DKV_FP64 = {64: (16, 16, 8, 2), 128: (16, 16, 4, 2), 256: (16, 16, 8, 1)}
 
+# AMD: 64 lanes a warp, so half as many; 64 KB of LDS
+_FWD_HIP = {64: (64, 64, 4, 2), 128: (64, 32, 4, 2), 256: (32, 32, 4, 2)}
+_DQ_HIP = {64: (32, 32, 4, 2), 128: (32, 32, 4, 2), 256: (16, 32, 4, 2)}
+_DKV_HIP = {64: (32, 32, 4, 2), 128: (16, 32, 4, 2), 256: (16, 32, 4, 2)}
+
 _DBIAS_HALF = {64: (32, 32, 8, 2), 128: (32, 32, 8, 2), 256: (16, 32, 8, 2)}
 _DBIAS_WIDE = {64: (16, 16, 8, 1), 128: (16, 16, 8, 1), 256: (16, 16, 8, 1)}
 
 
-def _pick(table, width):
-    return dict(zip(("BLOCK_M", "BLOCK_N", "num_warps", "num_stages"), table[max(width, 64)], strict=True))
+def _pick(table, width, target):
+    tile = dict(zip(("BLOCK_M", "BLOCK_N", "num_warps", "num_stages"), table[max(width, 64)], strict=True))
+    if target.backend == "cuda":
+        # Else ptxas sometimes stops at 128 registers, for more programs on a multiprocessor, and spills 12 to 70 bytes.
+        tile["maxnreg"] = 255
+    return tile
 
 
 def _is_small(target):
@@ -51,19 +60,27 @@ def _is_small(target):
 def fwd_tile(target, dtype, width, full, descriptors):
     """The forward's; `full`: the call has flags of the second kind."""
     if target.backend == "interpreter":
-        tile = _pick({max(width, 64): _INTERPRETED}, width)
+        tile = _pick({max(width, 64): _INTERPRETED}, width, target)
     elif descriptors:
         tables = (
             _FWD_DESC_SMALL,
             _FWD_DESC_FULL if full or (target.arch == 100 and width == 256) else _FWD_DESC,
         )
-        tile = _pick(tables[not _is_small(target)], width)
+        tile = _pick(tables[not _is_small(target)], width, target)
     elif dtype.itemsize == 2:
-        tile = _pick(_FWD_HALF_FULL if full or _is_small(target) else _FWD_HALF, width)
+        tile = _pick(
+            _FWD_HIP
+            if target.backend == "hip"
+            else _FWD_HALF_FULL
+            if full or _is_small(target)
+            else _FWD_HALF,
+            width,
+            target,
+        )
     elif dtype == torch.float32:
-        tile = _pick(_FWD_FP32_FULL if full or _is_small(target) else _FWD_FP32, width)
+        tile = _pick(_FWD_FP32_FULL if full or _is_small(target) else _FWD_FP32, width, target)
     else:
-        tile = _pick(_FWD_FP64, width)
+        tile = _pick(_FWD_FP64, width, target)
     if descriptors:  # two slices at width 256: half of o's 64 KB of staging memory
         tile["SLICES"] = 2 if width == 256 else 1
     return tile
@@ -71,29 +88,36 @@ def fwd_tile(target, dtype, width, full, descriptors):
 
 def dq_tile(target, dtype, width, full):
     if target.backend == "interpreter":
-        return _pick({max(width, 64): _INTERPRETED}, width)
+        return _pick({max(width, 64): _INTERPRETED}, width, target)
     if dtype.itemsize == 2:
-        return _pick(_DQ_HALF_FULL if full or _is_small(target) else _DQ_HALF, width)
-    return _pick(_DQ_FP32 if dtype == torch.float32 else _DQ_FP64, width)
+        return _pick(
+            _DQ_HIP if target.backend == "hip" else _DQ_HALF_FULL if full or _is_small(target) else _DQ_HALF,
+            width,
+            target,
+        )
+    return _pick(_DQ_FP32 if dtype == torch.float32 else _DQ_FP64, width, target)
 
 
-def dkv_tile(target, dtype, width, full):
-    """With it APART: whether dk and dv come in walks of their own."""
+def dkv_tile(target, dtype, width, full, even):
+    """With it APART: whether dk and dv come in walks of their own. `even`: no column of a tile is beyond the head's,
+    whose masks took (32, 128) at width 128 to 16 bytes of spills."""
     if target.backend == "interpreter":
-        return _pick({max(width, 64): (16, 32, 4, 1)}, width) | {"APART": width == 32}
+        return _pick({max(width, 64): (16, 32, 4, 1)}, width, target) | {"APART": width == 32}
     apart = full or _is_small(target) or width >= 256 or dtype.itemsize > 2
-    if dtype.itemsize == 2:
-        light = _DKV_WGMMA if target.arch in (90, 100) else _DKV_HALF
-        tile = _pick(_DKV_HALF_FULL if full or _is_small(target) else light, width)
+    if target.backend == "hip" and dtype.itemsize == 2:
+        tile = _pick(_DKV_HIP, width, target)
+    elif dtype.itemsize == 2:
+        light = _DKV_WGMMA if even and target.arch in (90, 100) else _DKV_HALF
+        tile = _pick(_DKV_HALF_FULL if full or _is_small(target) else light, width, target)
     else:
-        tile = _pick(_DKV_FP32 if dtype == torch.float32 else _DKV_FP64, width)
+        tile = _pick(_DKV_FP32 if dtype == torch.float32 else _DKV_FP64, width, target)
     return tile | {"APART": apart}
 
 
 def dbias_tile(target, dtype, width):
     if target.backend == "interpreter":
-        return _pick({max(width, 64): _INTERPRETED}, width)
-    return _pick(_DBIAS_HALF if dtype.itemsize == 2 else _DBIAS_WIDE, width)
+        return _pick({max(width, 64): _INTERPRETED}, width, target)
+    return _pick(_DBIAS_HALF if dtype.itemsize == 2 else _DBIAS_WIDE, width, target)
 
 
 def decode_tile(target, dtype, width, rows):

@@ -20,7 +20,7 @@ def cases():
         first = attention.is_default(base)
         for flags in (PLAIN, FULL):
             common = {"module": "attention_bwd", **base, "flags": flags, "default": first and flags == PLAIN}
-            apart = dkv_tile(target, dtype, block_d(base["D"]), flags == FULL)["APART"]
+            apart = dkv_tile(target, dtype, block_d(base["D"]), flags == FULL, base["D"] != 96)["APART"]
             for needs in ("dk", "dv") if apart else ("dk dv",):
                 yield common | dots | {"kernel": "_attention_bwd_dkv_kernel", "needs": needs}
             yield common | dots | {"kernel": "_attention_bwd_dq_kernel"}
