@@ -26,19 +26,25 @@ Bytes widened(const void* values, int w_dtype, int dtype, int64_t n, bool ones) 
   return wide;
 }
 
-// out (n, dtype) = the sum of partial's `blocks` rows, in order.
-void sum_rows(const double* partial, int64_t blocks, int64_t n, void* out, int dtype, int threads) {
-  const int64_t tiles = ceil_div(n, BLOCK);
-#pragma omp parallel for num_threads(threads) if (blocks * n > SERIAL)
-  for (int64_t t = 0; t < tiles; ++t) {
-    const int64_t j = t * BLOCK, width = std::min(BLOCK, n - j);
-    double total[BLOCK] = {};
+// dw and db (n, dtype; null where not wanted) are the sums of their partial's `blocks` rows, in order. Inside a
+// parallel region, whose threads divide the columns.
+void sum_rows(const double* dw_partial, const double* db_partial, int64_t blocks, int64_t n, void* dw, void* db,
+              int dtype) {
+  constexpr int64_t WIDTH = 256;
+  const int64_t tiles = ceil_div(n, WIDTH);
+#pragma omp for schedule(static)
+  for (int64_t t = 0; t < 2 * tiles; ++t) {
+    void* const out = t < tiles ? dw : db;
+    if (!out) continue;
+    const double* const partial = t < tiles ? dw_partial : db_partial;
+    const int64_t j = t % tiles * WIDTH, width = std::min(WIDTH, n - j);
+    double total[WIDTH] = {};
     for (int64_t r = 0; r < blocks; ++r)
       for (int64_t i = 0; i < width; ++i) total[i] += partial[r * n + j + i];
     if (dtype == F64) {
       std::copy_n(total, width, static_cast<double*>(out) + j);
     } else {
-      float rounded[BLOCK];
+      float rounded[WIDTH];
       std::copy_n(total, width, rounded);
       base(dtype).store(rounded, at(out, dtype, j), width);
     }
@@ -67,7 +73,7 @@ void norm_bwd(int dtype, int w_dtype, NormRows a, void* dw, void* db, double* pa
   const NormKernels& k = norm(dtype);
   const Bytes w = widened(a.w, w_dtype, dtype, a.n, true);
   a.w = w.get();
-  const int64_t rows = ceil_div(M, blocks);
+  const int64_t rows = std::max<int64_t>(NORM_ROWS, ceil_div(M, blocks));
   double* const dw_partial = dw ? partial : nullptr;
   double* const db_partial = db ? partial + blocks * a.n : nullptr;
 #pragma omp parallel num_threads(threads) if (M * a.n > SERIAL)
@@ -77,9 +83,8 @@ void norm_bwd(int dtype, int w_dtype, NormRows a, void* dw, void* db, double* pa
     for (int64_t t = 0; t < blocks; ++t)
       k.bwd(a, t * rows, std::min(M, (t + 1) * rows), dw ? dw_partial + t * a.n : nullptr,
             db ? db_partial + t * a.n : nullptr, scratch.get());
+    if (dw || db) sum_rows(dw_partial, db_partial, blocks, a.n, dw, db, w_dtype);
   }
-  if (dw) sum_rows(dw_partial, blocks, a.n, dw, w_dtype, threads);
-  if (db) sum_rows(db_partial, blocks, a.n, db, w_dtype, threads);
 }
 
 void group_norm_fwd(int dtype, int w_dtype, NormGroups a, int64_t N, int threads) {
@@ -107,9 +112,8 @@ void group_norm_bwd(int dtype, int w_dtype, NormGroups a, void* dw, void* db, in
     const Bytes scratch(new char[dtype < BF16 ? 1 : norm_scratch(n) * acc_bytes(dtype)]);
 #pragma omp for schedule(static)
     for (int64_t u = 0; u < units; ++u) k.group_bwd(a, u, scratch.get());
+    if (dw || db) sum_rows(a.dw, a.db, N, a.channels, dw, db, w_dtype);
   }
-  if (dw) sum_rows(a.dw, N, a.channels, dw, w_dtype, threads);
-  if (db) sum_rows(a.db, N, a.channels, db, w_dtype, threads);
 }
 
 }  // namespace kernelzoo

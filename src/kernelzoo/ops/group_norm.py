@@ -10,7 +10,7 @@ import numbers
 import torch
 from torch.nn import functional as T
 
-from .core import ArgumentError, ArgumentTypeError, KernelFunction, autocast_dtype, below, define
+from .core import FRESH, ArgumentError, ArgumentTypeError, KernelFunction, autocast_dtype, below, define
 from .core.checks import same_device
 from .norm import served
 
@@ -71,10 +71,11 @@ class GroupNormFunction(KernelFunction):
 
     @staticmethod
     def rule(x, weight, bias, groups, eps):
+        """At 8x64x56x56 in fp32 the C++ kernels run at 0.8 to 0.9 of torch's speed on one loaded core."""
         if x.device.type != "cpu":
             return "torch's own kernel moves the same bytes; no GPU has been measured yet"
-        if below(x.numel(), SMALL):
-            return "few elements on a CPU"
+        if below(x.numel() * x.dtype.itemsize, FRESH):
+            return "few elements for torch's own kernel to lose on a CPU"
         return None if x.is_contiguous() else "another layout than the kernels' own"
 
     @staticmethod
@@ -111,10 +112,6 @@ def _layout(x):
         return None
     layout = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
     return layout if x.is_contiguous(memory_format=layout) else None
-
-
-# Measured below
-SMALL = 1 << 17
 
 
 def group_norm(input, num_groups, weight=None, bias=None, eps=1e-05):
