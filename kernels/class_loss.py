@@ -103,7 +103,7 @@ class ClassLoss:
         self, dy, x, w, b, target, weight, ignore_index, reduction, smoothing, need_dx, need_dw, need_db
     ):
         """The gradients once more, for dy a number or, without reduction, one a row."""
-        g = self._mean_factor(x, target, weight, ignore_index, reduction) * dy
+        g = self._mean_factor(x, target, weight, ignore_index, reduction) * dy.to(acc_dtype(x.dtype))
         need = need_dx, need_dw, need_db
         return self._walk(x, w, b, target, weight, ignore_index, smoothing, g, need)[2]
 

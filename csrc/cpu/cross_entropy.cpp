@@ -63,7 +63,7 @@ struct Rows {
     } else if ((index = r.targets[row]) >= 0) {
       one_hot = g * (1 - r.smoothing) * weight_of(index);
     } else {  // torch's is 0 times the probabilities
-      k.fill(at(dx, dtype, row * r.n), r.n, std::isnan(s.log_sum) ? NAN : 0);
+      k.fill(at(dx, dtype, row * r.n), r.n, std::isfinite(s.log_sum) ? 0 : NAN);
       return;
     }
     k.row_grad(x(row), q(row), weights, at(dx, dtype, row * r.n), r.n, grad, index, one_hot);

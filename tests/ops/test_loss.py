@@ -32,14 +32,14 @@ def case(kind, shape, reduction, large=False):
     return Case(f"{kind}-{'x'.join(map(str, shape)) or 'scalar'}-{reduction}", make, large)
 
 
-def call(namespace, x, t, kind, reduction):
+def loss(namespace, x, t, kind, reduction):
     return LOSSES[kind](namespace, x, t, reduction=reduction)
 
 
 @pytest.mark.filterwarnings("ignore:reduction. 'mean' divides the total loss")  # as torch's kl_div
 class TestLoss(OpSuite):
-    call = staticmethod(functools.partial(call, F))
-    reference = staticmethod(functools.partial(call, T))
+    call = staticmethod(functools.partial(loss, F))
+    reference = staticmethod(functools.partial(loss, T))
     cases = (
         *(case(kind, (5, 7), "mean") for kind in LOSSES),
         *(case(kind, (3, 11), "none") for kind in LOSSES),
@@ -144,7 +144,7 @@ def test_bad_input():
         F.binary_cross_entropy(x, x[:2])
     with pytest.raises(RuntimeError, match=r"huber_loss: .*non-positive"):
         F.huber_loss(x, x, delta=-1.0)
-    with pytest.raises(RuntimeError, match="smooth_l1_loss: .*negative"):
+    with pytest.raises(RuntimeError, match=r"smooth_l1_loss: .*negative"):
         F.smooth_l1_loss(x, x, beta=-1.0)
     with pytest.raises(ValueError, match="mse_loss: x is not a valid value for reduction"):
         F.mse_loss(x, x, reduction="x")

@@ -32,7 +32,9 @@ def launch(case, target):
     dtype = getattr(torch, case["dtype"])
     outer, n, inner = case["shape"]
 
-    def empty(*shape, dtype=cross_entropy.acc_dtype(dtype)):
+    acc = cross_entropy.acc_dtype(dtype)
+
+    def empty(*shape, dtype=acc):
         return torch.empty(shape, dtype=dtype, device="meta")
 
     x = empty(outer, n, inner, dtype=dtype)
