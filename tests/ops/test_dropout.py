@@ -160,3 +160,30 @@ def test_dropout_add_broadcasts_and_promotes_as_torch():
     y = F.dropout_add(x, torch.ones(200), 0.5)
     assert y.shape == x.shape
     assert y.dtype == torch.float32
+
+
+def test_opcheck():
+    x, seed = torch.randn(6, 5), torch.tensor([SEED])
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    for residual in (None, torch.randn(6, 5)):
+        torch.library.opcheck(torch.ops.kernelzoo.dropout_fwd.default, (x, residual, seed, 0.5, here()))
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "plain"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+def test_every_instruction_set_draws_the_same(isa, dtype):
+    need("cpp")
+    from kernelzoo import _cpu
+    from kernelzoo.kernels.cpp.dropout import dropout_fwd
+
+    before = _cpu.isa()
+    try:
+        _cpu.set_isa(isa)
+    except (RuntimeError, ValueError) as reason:
+        pytest.skip(f"this CPU has no {isa}: {reason}")
+    try:
+        x = torch.ones(40001, dtype=dtype)
+        y = dropout_fwd(x, None, torch.tensor([SEED]), 0.3)
+    finally:
+        _cpu.set_isa(before)
+    assert torch.equal(y != 0, mask(x, 0.3))

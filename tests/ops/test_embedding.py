@@ -6,7 +6,7 @@ import torch
 import kernelzoo as kz
 import kernelzoo.functional as F
 
-from ..harness import BACKENDS, DTYPES, Case, OpSuite, assert_as_good, device_of, need
+from ..harness import BACKENDS, DTYPES, Case, OpSuite, assert_as_good, device_of, here, need
 
 T = torch.nn.functional
 
@@ -116,3 +116,11 @@ def test_from_pretrained():
     assert type(layer) is kz.nn.Embedding
     assert not layer.weight.requires_grad
     assert torch.equal(layer(torch.tensor([2])), layer.weight[2:3])
+
+
+def test_opcheck():
+    weight, indices = torch.randn(7, 5), torch.tensor([1, 1, 6])
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    ops = torch.ops.kernelzoo
+    torch.library.opcheck(ops.embedding_fwd.default, (weight, indices, here()))
+    torch.library.opcheck(ops.embedding_bwd.default, (torch.randn(3, 5), indices, 7, 1, True, here()))

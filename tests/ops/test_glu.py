@@ -6,7 +6,7 @@ import torch
 import kernelzoo as kz
 import kernelzoo.functional as F
 
-from ..harness import BACKENDS, Case, OpSuite, device_of, need
+from ..harness import BACKENDS, Case, OpSuite, device_of, here, need
 from .test_linear import native
 
 T = torch.nn.functional
@@ -152,3 +152,16 @@ def test_gated_mlp():
     torch.testing.assert_close(mlp(x), expected)
     with pytest.raises(ValueError, match=r"GatedMLP: unknown act 'swish'; expected one of silu"):
         kz.nn.GatedMLP(6, 10, act="swish")
+
+
+def test_opcheck():
+    gate, up, dy = (torch.randn(6, 5) for _ in range(3))
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    ops = torch.ops.kernelzoo
+    for op, args in (
+        (ops.glu_fwd, (gate, up, "silu")),
+        (ops.glu_bwd, (dy, gate, up, "gelu")),
+        (ops.glu_split_fwd, (torch.randn(6, 8),)),
+        (ops.glu_split_bwd, (torch.randn(6, 4), torch.randn(6, 8))),
+    ):
+        torch.library.opcheck(op.default, (*args, here()))

@@ -7,7 +7,7 @@ import kernelzoo as kz
 import kernelzoo.functional as F
 from kernelzoo import nn
 
-from ..harness import BACKENDS, Case, OpSuite, device_of, need
+from ..harness import BACKENDS, Case, OpSuite, device_of, here, need
 
 ROWS = 40
 
@@ -187,3 +187,11 @@ def test_module_from_the_meta_device():
     assert module.cos.device.type == "meta"
     module = module.to_empty(device="cpu")
     assert torch.equal(module.sin, F.rotary_tables(16, 8, inv_freq=[1.0, 0.5, 0.25, 0.125])[1])
+
+
+def test_opcheck():
+    x = torch.randn(2, 5, 3, 8).transpose(1, 2)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    for ids in (None, torch.tensor(GIVEN)):
+        args = (x, *tables(x, 6), ids, False, True, here())
+        torch.library.opcheck(torch.ops.kernelzoo.rotary.default, args)
