@@ -14,9 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="bench", description="Our kernels beside their peers.")
-    parser.add_argument(
-        "--ops", default="", help="only these, separated by commas: OPS of bench/conftest.py"
-    )
+    parser.add_argument("--ops", default="", help="only these, separated by commas: OPS of bench/conftest.py")
     parser.add_argument("--backend", default="", help="the backend ours runs on (auto unless given)")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench", help="folder for the results")
     parser.add_argument("--limit", type=float, help="seconds after which no further row is begun")
