@@ -19,6 +19,9 @@ def torchs_own(name, expected, function, *args, **kwargs):
 
     Errors of another type than torch's for bad arguments (a target out of range, memory, a device) stay.
     """
+    for a in args[:2]:
+        if not hasattr(a, "__torch_function__"):
+            raise ArgumentTypeError(f"{name}: got {type(a).__name__} for a Tensor, expected {expected}")
     try:
         return function(*args, **kwargs)
     except (RuntimeError, ValueError, TypeError) as error:
