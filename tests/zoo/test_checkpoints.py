@@ -113,6 +113,61 @@ def test_a_new_head_is_asked_for(tmp_path):
     assert all(torch.equal(base[key], t) for key, t in model.state_dict().items() if "head" not in key)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_new_head_has_the_files_dtype(tmp_path, dtype):
+    saved(theirs("bert-mlm").to(dtype), tmp_path)
+    model = zoo.load("bert", tmp_path, head="classify", new_head=True)
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    assert model(torch.tensor([[3, 4]])).dtype == dtype
+
+
+def test_a_new_head_for_other_labels(tmp_path):
+    saved(theirs("bert-classify"), tmp_path)
+    with pytest.raises(zoo.CheckpointError, match=r"classifier.weight in .* \(5, 24\); expected \(3, 24\)"):
+        zoo.load("bert", tmp_path, num_labels=3)
+    model = zoo.load("bert", tmp_path, num_labels=3, new_head=True)
+    assert model(torch.tensor([[3, 4]])).shape == (1, 3)
+
+
+def own(model, folder):
+    """As `kernelzoo train` writes it."""
+    about = {"model": model.name, "options": model.options}
+    file = folder / "model.safetensors"
+    safetensors.save_file(model.state_dict(), file, {"kernelzoo": json.dumps(about)})
+    return file
+
+
+def test_a_new_head_on_our_own_file(tmp_path):
+    base = zoo.create("bert", **CASES["bert-mlm"][3])
+    file = own(base, tmp_path)
+    with pytest.raises(
+        zoo.CheckpointError, match=r"holds head\..* does not have; it holds another head: pass"
+    ):
+        zoo.load("bert", file, head="classify")
+    model = zoo.load("bert", file, head="classify", num_labels=3, new_head=True)
+    assert model(torch.tensor([[3, 4]])).shape == (1, 3)
+    for key, t in model.state_dict().items():
+        # both heads have a layer head.dense of the same shape, and nothing of one serves the other
+        assert key.startswith("head.") or torch.equal(t, base.state_dict()[key])
+    assert not torch.equal(model.head.dense.weight, base.head.dense.weight)
+    again = zoo.load("bert", own(model, tmp_path), new_head=True)
+    assert torch.equal(again.head.out.weight, model.head.out.weight)
+
+
+@pytest.mark.parametrize("name", ["bert", "vit"])
+def test_names_of_labels(name, tmp_path):
+    labels = {0: "cat", 1: "dog", 2: "owl", 3: "bee", 4: "elk"}
+    hf = theirs(f"{name}-classify" if name == "bert" else name, id2label=labels, num_labels=5)
+    model = zoo.load(name, saved(hf, tmp_path / "theirs"))
+    assert model.label_names == tuple(labels.values())
+    zoo.save(model, tmp_path / "ours")
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert config["id2label"] == {str(i): label for i, label in labels.items()}
+    assert config["label2id"] == {label: i for i, label in labels.items()}
+    assert zoo.load(name, tmp_path / "ours").label_names == model.label_names
+    assert zoo.load(name, tmp_path / "ours", num_labels=2, new_head=True).label_names is None
+
+
 def test_our_own_files(tmp_path):
     model = zoo.create("transformer", vocab_size=19, d_model=8, nhead=2, dim_feedforward=12).eval()
     zoo.save(model, tmp_path)
@@ -162,6 +217,43 @@ def test_shape(folder):
 def test_dtype(folder):
     edit(folder, lambda w: w.update({"transformer.wpe.weight": torch.ones(40, 24).to(torch.int8)}))
     refused(folder, "transformer.wpe.weight in .* has dtype I8; expected")
+
+
+def test_dtype_of_our_own_file(tmp_path):
+    model = zoo.create("mlp", in_features=3, out_features=2, hidden=(4,))
+    file = own(model, tmp_path)
+    key, weights = next(iter(model.state_dict())), model.state_dict()
+    weights[key] = weights[key].int()
+    about = {"model": "mlp", "options": model.options}
+    safetensors.save_file(weights, file, {"kernelzoo": json.dumps(about)})
+    refused(file, f"{key} in .* has dtype I32; expected one of F64, F32", "mlp")
+    about["options"]["in_features"] = "3"
+    safetensors.save_file(model.state_dict(), file, {"kernelzoo": json.dumps(about)})
+    refused(file, "says in_features='3'; mlp expects int", "mlp")
+    safetensors.save_file(model.state_dict(), file, {"kernelzoo": json.dumps({"options": 3})})
+    refused(file, "says options=3; mlp expects dict", "mlp")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("gpt2", {"n_embd": "24"}, "config.json of .* says n_embd='24'; gpt2 expects int"),
+        ("gpt2", {"n_layer": 2.5}, "n_layer=2.5; gpt2 expects int"),
+        ("gpt2", {"n_layer": None}, "n_layer=None; gpt2 expects int"),
+        ("gpt2", {"n_embd": [24]}, r"n_embd=\[24\]; gpt2 expects int"),
+        ("gpt2", {"n_embd": -24}, "n_embd|not a multiple"),
+        ("gpt2", {"vocab_size": -1}, "build no model .*negative"),
+        ("gpt2", {"eos_token_id": "x"}, "eos_token_id='x'; gpt2 expects int . list.int. . None"),
+        ("llama", {"rope_parameters": "default"}, "rope_parameters='default'; llama expects dict"),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": "8"}}, "build no model"),
+        ("llama", {"rms_norm_eps": "1e-6"}, "rms_norm_eps='1e-6'; llama expects float"),
+    ],
+)
+def test_settings_of_another_kind(tmp_path, name, values, message):
+    saved(theirs(name), tmp_path)
+    configure(tmp_path, **values)
+    with pytest.raises(ValueError, match=message):
+        zoo.load(name, tmp_path)
 
 
 def test_truncated(folder):
@@ -233,9 +325,10 @@ def test_missing_shard(tmp_path):
 
 def test_index_that_points_elsewhere(tmp_path):
     saved(theirs("gpt2"), tmp_path, max_shard_size="8KB")
-    index = {"weight_map": {"wte.weight": "../model.safetensors"}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    refused(tmp_path, "expected a safetensors file beside it")
+    for name in ("../model.safetensors", "/etc/model.safetensors", "a/model.safetensors", "..", 3):
+        index = {"weight_map": {"wte.weight": name}}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+        refused(tmp_path, "expected a safetensors file beside it")
 
 
 def test_empty_folder(tmp_path):

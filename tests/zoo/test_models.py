@@ -106,6 +106,14 @@ def test_dropout_is_in_training_only(case):
     assert model(*given, labels=labels) == model(*given, labels=labels)
 
 
+@pytest.mark.parametrize("case", [case for case in MODELS if "vit" not in case])
+def test_int32_tokens_and_labels(case):
+    given, labels = inputs(case)
+    model = build(case).eval()
+    expected = model(*given, labels=labels)
+    assert torch.equal(model(*(t.int() for t in given), labels=labels.int()), expected)
+
+
 @pytest.mark.parametrize("case", MODELS)
 def test_autocast(case):
     given, labels = inputs(case)
@@ -177,6 +185,8 @@ def test_bad_input(case):
         model(ids, ids[:, :4])
     with pytest.raises(ValueError, match=r"labels has shape \(1, 5\) but input_ids has \(2, 5\)"):
         model(ids, labels=ids[:1])
+    with pytest.raises(TypeError, match=r"labels has dtype torch\.float32; expected whole numbers"):
+        model(ids, labels=ids.float())
     with pytest.raises(ValueError, match=r"position_ids has shape \(3, 5\); expected \(5,\) or \(2, 5\)"):
         model(ids, position_ids=torch.ones(3, 5, dtype=torch.int64))
     with pytest.raises(IndexError):

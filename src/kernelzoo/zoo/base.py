@@ -59,6 +59,7 @@ class Pretrained(kz_nn.Module):
     prefix = ""
     supported: dict[str, tuple] = {}  # noqa: RUF012 (constants of a class)
     ignored: tuple[str, ...] = ()
+    label_names: tuple[str, ...] | None = None  # of num_labels, where a checkpoint says them
 
     def __init__(self, options: dict[str, Any]) -> None:
         """options: the constructor's locals()."""
@@ -74,6 +75,11 @@ class Pretrained(kz_nn.Module):
     def to_config(self) -> dict[str, Any]:
         """The config.json of the options."""
         return dict(self.options)
+
+    def named_labels(self) -> dict[str, Any]:
+        """num_labels, as a config.json says them."""
+        names = self.label_names or [f"LABEL_{i}" for i in range(self.options["num_labels"])]
+        return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
     def sources(self) -> dict[str, Source]:
         """Our name of each parameter -> where it is in a checkpoint of a model with a head."""
@@ -141,6 +147,11 @@ def check_tokens(
             raise ArgumentError(
                 f"{model}: {name} has shape {tuple(t.shape)} but input_ids has {tuple(input_ids.shape)}; "
                 f"expected the same"
+            )
+    for name, t in others.items():
+        if t is not None and (t.is_floating_point() or t.dtype == torch.bool):
+            raise ArgumentTypeError(
+                f"{model}: {name} has dtype {t.dtype}; expected whole numbers, torch.int64"
             )
 
 

@@ -192,9 +192,8 @@ class Bert(Pretrained):
     def to_config(self) -> dict[str, Any]:
         config = {key: value for key, value in self.options.items() if key not in ("head", "num_labels")}
         ending = next(ending for ending, head in ENDINGS.items() if head == self.options["head"])
-        if self.options["head"] == "classify":
-            names = {i: f"LABEL_{i}" for i in range(self.options["num_labels"])}
-            config |= {"id2label": names, "label2id": {label: i for i, label in names.items()}}
+        if self.options["head"] == "classify" or self.label_names:
+            config |= self.named_labels()
         return {"architectures": [self.architecture + ending], **config}
 
     def sources(self) -> dict[str, Source]:
@@ -273,7 +272,9 @@ class MaskedLMHead(kz_nn.Module):
         weight, bias = (embedding, self.bias) if self.tied else (self.out.weight, self.out.bias)
         if labels is None:
             return self._linear(x, weight, bias)
-        return self._loss(x.flatten(0, 1), weight, labels.flatten(), linear_bias=bias, ignore_index=IGNORED)
+        return self._loss(
+            x.flatten(0, 1), weight, labels.long().flatten(), linear_bias=bias, ignore_index=IGNORED
+        )
 
 
 class ClassifyHead(kz_nn.Module):

@@ -55,7 +55,9 @@ class CausalLM(Generates, Pretrained):
         hidden = self.decode(input_ids, attention_mask, position_ids, cache, labels)
         if labels is None:
             return self._linear(hidden, self.head_weight)
-        return self._loss(hidden.flatten(0, 1), self.head_weight, shifted(labels), ignore_index=IGNORED)
+        return self._loss(
+            hidden.flatten(0, 1), self.head_weight, shifted(labels.long()), ignore_index=IGNORED
+        )
 
     def decode(
         self,

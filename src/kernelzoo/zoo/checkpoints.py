@@ -7,9 +7,13 @@ fits, and no model is returned half-loaded. Only safetensors are read: a pickle 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
+import types
+import typing
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +26,7 @@ from .base import CheckpointError, Pretrained, Source
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 FLOATS = ("F64", "F32", "F16", "BF16")
+ANOTHER_HEAD = "; it holds another head: pass new_head=True to start this one afresh"
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # before 2019
 
 
@@ -61,28 +66,32 @@ def load(
                 f"zoo.load: {path} was written by the transformers library, which has no model like {name!r}"
             )
         given = kind.from_config(check_config(kind, found))
+        names = found.config.get("id2label")
+        names = list(names.values()) if names else None
     else:
         about = found.about or {}
         if about.get("model", name) != name:
             raise CheckpointError(
                 f"zoo.load: {path} holds the weights of {about['model']!r}, not of {name!r}"
             )
-        given = {key: value for key, value in about.get("options", {}).items() if key in accepted}
+        where = f"zoo.load: {path}, in what kernelzoo wrote,"
+        check_types(where, name, about, {"options": dict | None, "classes": list | None})
+        given = {key: value for key, value in (about.get("options") or {}).items() if key in accepted}
+        check_types(where, name, given, hints(kind))
+        names = about.get("classes")
     options = {**given, **opts}
-    with torch.device("meta"):  # no memory, no initialisation: for the names and shapes
+    with torch.device("meta"), built_from(path, given, opts):  # no memory: for the names and shapes
         model = create(**options)
-    plan = plan_foreign(model, found) if foreign else plan_own(model, found)
+    plan = (plan_foreign if foreign else plan_own)(model, found, new_head)
     missing = [key for key in model.state_dict() if key not in plan]
     fresh = [key for key in missing if new_head and key.startswith("head.")]
     if len(fresh) < len(missing):
         what = [key for key in missing if key not in fresh]
-        names = ", ".join(theirs(model, what[0]) if foreign else what[:1])
-        head = all(key.startswith("head.") for key in what)
-        hint = "; it holds another head: pass new_head=True to start this one afresh" if head else ""
+        keys = ", ".join(theirs(model, what[0]) if foreign else what[:1])
         raise CheckpointError(
-            f"zoo.load: {path} has no {names}"
+            f"zoo.load: {path} has no {keys}"
             + (f" nor {len(what) - 1} more that {name} needs" if len(what) > 1 else f", which {name} needs")
-            + hint
+            + (ANOTHER_HEAD if all(key.startswith("head.") for key in what) else "")
         )
     weights = gather(plan)
     for layer in model.modules():
@@ -90,8 +99,26 @@ def load(
             layer.to_empty(device="cpu", recurse=False)
     if fresh or any(t.is_meta for key, t in model.named_buffers() if key not in plan):
         model = create(**options)  # initialised, for what no file holds
-    model.load_state_dict(weights, strict=not fresh, assign=True)
+        own, dtype = model.state_dict(), Counter(t.dtype for t in weights.values()).most_common(1)[0][0]
+        weights |= {key: own[key].to(dtype) for key in fresh}
+    model.load_state_dict(weights, assign=True)
+    if names and len(names) == options.get("num_labels", accepted.get("num_labels")):
+        model.label_names = tuple(map(str, names))
     return model.eval()
+
+
+@contextlib.contextmanager
+def built_from(path: str | Path, given: dict[str, Any], opts: dict[str, Any]) -> Iterator[None]:
+    """What torch says of a negative size, and Python of a wrong kind inside a setting, is the checkpoint's fault."""
+    try:
+        yield
+    except (RuntimeError, TypeError) as error:
+        if isinstance(error, ValueError) or opts:
+            raise
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"zoo.load: the settings of {path} build no model ({reason}): {given}"
+        ) from None
 
 
 def read(path: Path) -> Checkpoint:
@@ -196,28 +223,72 @@ def check_config(kind: type[Pretrained], found: Checkpoint) -> dict[str, Any]:
                 f"{where} says {key}={config[key]!r}; {kind.name} computes only "
                 f"{' or '.join(map(repr, values))}"
             )
+    rest = {"architectures": list | None, "id2label": dict | None, "rope_parameters": dict | None}
+    check_types(where, kind.name, config, {**hints(kind), **rest})
     return config
+
+
+def hints(kind: Any) -> dict[str, Any]:
+    """The types of a model's options."""
+    return typing.get_type_hints(kind.__init__ if isinstance(kind, type) else kind)
+
+
+def check_types(where: str, name: str, values: dict[str, Any], expected: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if key in expected and not fits(value, expected[key]):
+            hint = expected[key]
+            kind = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+            raise CheckpointError(f"{where} says {key}={value!r}; {name} expects {kind}")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value of JSON is of a type: a list stands for a tuple, a whole number for a float."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(fits(value, one) for one in inner)
+    if tuple in (hint, origin) or origin is list:
+        inner = [one for one in inner if one is not Ellipsis] or [Any]
+        return isinstance(value, (list, tuple)) and all(any(fits(v, one) for one in inner) for v in value)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    kind = origin or hint
+    return isinstance(value, kind) if isinstance(kind, type) else True
 
 
 def theirs(model: torch.nn.Module, key: str) -> tuple[str, ...]:
     return model.sources()[key].names
 
 
-def plan_own(model: torch.nn.Module, found: Checkpoint) -> dict[str, tuple[Source, list[Stored]]]:
-    """Which stored tensor each parameter comes from, in a file with our own names."""
-    expected = model.state_dict()
-    for key in found.tensors:
+def plan_own(
+    model: torch.nn.Module, found: Checkpoint, new_head: bool
+) -> dict[str, tuple[Source, list[Stored]]]:
+    """Which stored tensor each parameter comes from, in a file with our own names.
+
+    new_head: a stored head takes part only where all of it fits: heads of two kinds share names of layers.
+    """
+    expected, tensors = model.state_dict(), found.tensors
+    if new_head:
+        head = {key: stored.shape for key, stored in tensors.items() if key.startswith("head.")}
+        if head != {key: tuple(t.shape) for key, t in expected.items() if key.startswith("head.")}:
+            tensors = {key: stored for key, stored in tensors.items() if key not in head}
+    for key in tensors:
         if key not in expected:
-            raise CheckpointError(f"zoo.load: {found.path} holds {key}, which the model does not have")
-    plan = {}
-    for key, stored in found.tensors.items():
-        check_shape(found, stored, tuple(expected[key].shape))
-        plan[key] = Source((key,)), [stored]
-    return plan
+            hint = ANOTHER_HEAD if key.startswith("head.") else ""
+            raise CheckpointError(f"zoo.load: {found.path} holds {key}, which the model does not have{hint}")
+    for key, stored in tensors.items():
+        check_shape(stored, tuple(expected[key].shape))
+        if expected[key].is_floating_point():
+            check_dtype(stored)
+    return {key: (Source((key,)), [stored]) for key, stored in tensors.items()}
 
 
-def plan_foreign(model: Pretrained, found: Checkpoint) -> dict[str, tuple[Source, list[Stored]]]:
-    """Which stored tensors each parameter comes from, by the transformers library's names."""
+def plan_foreign(
+    model: Pretrained, found: Checkpoint, new_head: bool
+) -> dict[str, tuple[Source, list[Stored]]]:
+    """Which stored tensors each parameter comes from, by the transformers library's names.
+
+    new_head: what a head stores in another shape, such as that of other labels, is left out.
+    """
     sources, expected = model.sources(), model.state_dict()
     wanted = {name for source in sources.values() for name in source.names}
     tied, prefix = model.tied(), model.prefix
@@ -249,19 +320,25 @@ def plan_foreign(model: Pretrained, found: Checkpoint) -> dict[str, tuple[Source
             continue
         parts = [stored[name] for name in source.names]
         shape = source.shape or tuple(expected[key].shape)
+        if new_head and key.startswith("head.") and parts[0].shape != shape:
+            continue
         for part, rows in zip(parts, source.rows or shape[:1], strict=True):
             one = (rows, *shape[1:])
-            check_shape(found, part, one[::-1] if source.transposed else one)
-            if part.dtype not in FLOATS:
-                raise CheckpointError(
-                    f"zoo.load: {part.key} in {part.file} has dtype {part.dtype}; expected one of "
-                    f"{', '.join(FLOATS)}"
-                )
+            check_shape(part, one[::-1] if source.transposed else one)
+            check_dtype(part)
         plan[key] = source, parts
     return plan
 
 
-def check_shape(found: Checkpoint, stored: Stored, shape: tuple[int, ...]) -> None:
+def check_dtype(stored: Stored) -> None:
+    if stored.dtype not in FLOATS:
+        raise CheckpointError(
+            f"zoo.load: {stored.key} in {stored.file} has dtype {stored.dtype}; expected one of "
+            f"{', '.join(FLOATS)}"
+        )
+
+
+def check_shape(stored: Stored, shape: tuple[int, ...]) -> None:
     if stored.shape != shape:
         raise CheckpointError(
             f"zoo.load: {stored.key} in {stored.file} has shape {stored.shape}; expected {shape}"

@@ -125,7 +125,7 @@ class Transformer(Generates, Pretrained):
         return self._loss(
             x.flatten(0, 1),
             self.tokens.weight,
-            labels.flatten(),
+            labels.long().flatten(),
             ignore_index=IGNORED,
             label_smoothing=self.options["label_smoothing"],
         )

@@ -146,11 +146,10 @@ class ViT(Pretrained):
 
     def to_config(self) -> dict[str, Any]:
         config = {key: value for key, value in self.options.items() if key not in ("head", "num_labels")}
-        if self.options["head"] is None:
-            return {"architectures": ["ViTModel"], **config}
-        names = {i: f"LABEL_{i}" for i in range(self.options["num_labels"])}
-        config |= {"id2label": names, "label2id": {label: i for i, label in names.items()}}
-        return {"architectures": ["ViTForImageClassification"], **config}
+        if self.options["head"] == "classify" or self.label_names:
+            config |= self.named_labels()
+        kind = "ViTModel" if self.options["head"] is None else "ViTForImageClassification"
+        return {"architectures": [kind], **config}
 
     def sources(self) -> dict[str, Source]:
         o, base = self.options, "vit.embeddings"
