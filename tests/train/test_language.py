@@ -297,6 +297,24 @@ def test_start_takes_over_everything_but_the_head(tmp_path, texts):
     assert not torch.allclose(after["head.dense.weight"], before["head.dense.weight"])
 
 
+def test_finished_run_is_kept_unless_told(tmp_path, texts):
+    run(tmp_path, texts, steps=1)
+    before = weights(tmp_path)
+    with pytest.raises(
+        InputError, match="holds a finished run; --overwrite replaces it, --out names another"
+    ):
+        run(tmp_path, texts, steps=2)
+    assert weights(tmp_path) == before
+    run(tmp_path, texts, steps=2, overwrite=True)
+    assert weights(tmp_path) != before
+
+
+def test_start_is_not_written_over(tmp_path, texts):
+    run(tmp_path, texts, "bert", steps=1)
+    with pytest.raises(InputError, match="is --out as well; name another folder to write to"):
+        run(tmp_path, texts, "bert", init_from=tmp_path, overwrite=True)
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [
@@ -336,6 +354,6 @@ def test_checkpoint_fails_before_it_replaces(tmp_path, texts, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr(checkpoint.os, "fsync", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(InputError, match="checkpoint.ckpt|tokenizer.json cannot be written: no space"):
         run(tmp_path, texts, resume=True)
     assert (tmp_path / "checkpoint.ckpt").read_bytes() == before

@@ -1,6 +1,7 @@
 """Training: results beside other people's, checkpoints and resumption, bitwise."""
 
 import io
+import errno
 import json
 import os
 import signal
@@ -139,12 +140,33 @@ def test_write_that_fails_midway_leaves_the_old_file(tmp_path, monkeypatch):
     path.write_bytes(b"old")
 
     def fail(descriptor):
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(InputError, match="file cannot be written: No space left on device"):
         checkpoint.write_whole(path, b"new")
     assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_finished_run_is_kept_unless_told(tmp_path):
+    result = run(tmp_path, epochs=1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(
+        InputError, match="holds a finished run; --overwrite replaces it, --out names another"
+    ):
+        run(tmp_path, epochs=1)
+    (tmp_path / "checkpoint.ckpt").rename(tmp_path / "moved")
+    with pytest.raises(InputError, match="holds a finished run"):
+        run(tmp_path, epochs=1, resume=True)
+    (tmp_path / "moved").rename(tmp_path / "checkpoint.ckpt")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    again = run(tmp_path, epochs=1, overwrite=True)
+    assert again["results"]["kernelzoo"]["history"] == result["results"]["kernelzoo"]["history"]
+    (tmp_path / "metrics.json").unlink()
+    (tmp_path / "checkpoint.ckpt").unlink()
+    with pytest.raises(InputError, match="holds a model.safetensors; --overwrite"):
+        run(tmp_path, epochs=1)
 
 
 class Foreign:

@@ -192,7 +192,9 @@ def train(
     ] = False,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Start over where an unfinished run lies.", rich_help_panel=_RUN),
+        typer.Option(
+            "--overwrite", help="Start over where a run lies, finished or not.", rich_help_panel=_RUN
+        ),
     ] = False,
     compare: Annotated[
         str | None,

@@ -7,6 +7,7 @@ the seed and the epoch's number (see `loop.epoch_seed`), so weights and optimize
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -26,11 +27,22 @@ _KEYS = {"kernelzoo_checkpoint": int, "identity": dict, "model": dict}
 def write_whole(path: Path, content: bytes) -> None:
     """Write beside `path`, flush to disk, then rename: a kill leaves the old file or the new one."""
     part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        if os.name == "posix":  # the name itself is on disk once its folder is
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

@@ -118,17 +118,21 @@ def probe(model: torch.nn.Module, backend: str | None, call: Callable[[], Any]) 
 
 
 def check_out(out: Path, resume: bool, overwrite: bool, console: Console) -> bool:
-    """Whether there is a checkpoint to go on from; InputError where an unfinished run would be lost."""
+    """Whether there is a checkpoint to go on from; InputError where a run, finished or not, would be lost."""
     path = out / CHECKPOINT
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; name a folder")
-    if not resume:
-        if path.exists() and not (out / METRICS).exists() and not overwrite:
+    if resume and path.exists():
+        return True
+    if not overwrite:
+        if (out / METRICS).exists() or (out / WEIGHTS).exists():
+            what = "a finished run" if (out / METRICS).exists() else f"a {WEIGHTS}"
+            raise InputError(f"{out} holds {what}; --overwrite replaces it, --out names another folder")
+        if path.exists():
             raise InputError(f"{out} holds an unfinished run; --resume continues it, --overwrite starts over")
-        return False
-    if not path.exists():
+    if resume:
         console.print(f"no checkpoint in {out} yet: starting from the beginning", soft_wrap=True)
-    return path.exists()
+    return False
 
 
 def prepare_out(out: Path, resume: bool) -> None:

@@ -37,7 +37,7 @@ from .engine import (
     prepare_out,
     probe,
 )
-from .material import Material, contender, context_of, digest_of, gather
+from .material import Material, contender, context_of, gather
 from .steps import STATE, Training, fit, steps_for
 
 # when a run stops before its end, what it gives
@@ -60,6 +60,8 @@ def run(config: LanguageConfig, console: Console | None = None) -> dict[str, Any
 
 def _run(config: LanguageConfig, world: World, console: Console) -> dict[str, Any]:
     _check_split(config, world)
+    if config.init_from is not None and config.init_from.resolve() == config.out.resolve():
+        raise InputError(f"--init-from {config.init_from} is --out as well; name another folder to write to")
     config = replace(config, context=context_of(config))
     material = gather(config, world)
     create = functools.partial(contender, config, material)
@@ -75,7 +77,7 @@ def _run(config: LanguageConfig, world: World, console: Console) -> dict[str, An
             "options": json.dumps(material.options, sort_keys=True),
             "data": material.corpus.digest,
             "tokenizer": digest(material.tokens.tokenizer),
-            "init_from": digest_of(material.init),
+            "init_from": material.init,
         }
         state = None
         if resume:

@@ -48,7 +48,7 @@ class Material(NamedTuple):
     tokens: Tokens
     data: Any
     options: dict[str, Any]
-    init: dict[str, torch.Tensor] | None
+    init: str | None  # digest of the weights to start from
 
 
 def context_of(config: LanguageConfig) -> int:
@@ -80,7 +80,7 @@ def gather(config: LanguageConfig, world: World) -> Material:
         if config.init_from is None:
             tokenizer = train_tokenizer(corpus, config.vocab_size or VOCABULARY)
         else:
-            found, init = _about(config)["options"], _weights(config)
+            found, init = _about(config)["options"], _digest(config)
             tokenizer = read_tokenizer(config.init_from / TOKENIZER)
         tokens = tokenize(corpus, tokenizer)
         data = make_data(config.task, tokens, config.context)
@@ -101,9 +101,14 @@ def _about(config: LanguageConfig) -> dict[str, Any]:
     return about
 
 
-def _weights(config: LanguageConfig) -> dict[str, torch.Tensor]:
+def _digest(config: LanguageConfig) -> str:
+    """Of the weights to start from: a resumed run is to have the same."""
+    total = hashlib.sha256()
     with _opened(config) as file:
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        for key in sorted(file.keys()):
+            total.update(key.encode())
+            total.update(file.get_tensor(key).contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 @contextlib.contextmanager
@@ -162,35 +167,23 @@ def _options(config: LanguageConfig, tokens: Tokens, data: Any, found: dict[str,
 def contender(
     config: LanguageConfig, material: Material, engine: Engine, *, init: bool = True
 ) -> torch.nn.Module:
-    model = create_model(config.model, material.options, engine, config.seed)
+    if init and material.init is not None:
+        model = _started(config, material, engine)
+    else:
+        model = create_model(config.model, material.options, engine, config.seed)
     limit = getattr(model, "limit", config.context)
     if limit < config.context:
         raise InputError(f"--context {config.context}: the model has positions for {limit} tokens")
-    if init and material.init is not None:
-        _start_from(model, material.init, config.init_from)
     return model
 
 
-def _start_from(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Take over every weight but a head's, which is kept where it fits as a whole and is new otherwise."""
-    own = model.state_dict()
-    shared = {key: value for key, value in weights.items() if not key.startswith("head.")}
-    head = {key: value for key, value in weights.items() if key.startswith("head.")}
-    missing = [key for key in own if key not in shared and not key.startswith("head.")]
-    wrong = [key for key, value in shared.items() if key not in own or own[key].shape != value.shape]
-    if missing or wrong:
-        raise InputError(f"--init-from {path}: {', '.join([*missing, *wrong][:4])} does not fit the model")
-    same = {k: v.shape for k, v in head.items()} == {
-        k: v.shape for k, v in own.items() if k.startswith("head.")
-    }
-    model.load_state_dict({**own, **shared, **(head if same else {})})
-
-
-def digest_of(weights: dict[str, torch.Tensor] | None) -> str | None:
-    if weights is None:
-        return None
-    total = hashlib.sha256()
-    for key in sorted(weights):
-        total.update(key.encode())
-        total.update(weights[key].contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
+def _started(config: LanguageConfig, material: Material, engine: Engine) -> torch.nn.Module:
+    """The model with the weights of `init_from`: a head where all of it fits, else a new one."""
+    torch.manual_seed(config.seed)
+    try:
+        model = zoo.load(
+            config.model, config.init_from / WEIGHTS, nn=engine.nn, new_head=True, **material.options
+        )
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"--init-from {config.init_from}: {str(error).splitlines()[0]}") from None
+    return model.float()
