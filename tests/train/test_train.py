@@ -1,7 +1,7 @@
 """Training: results beside other people's, checkpoints and resumption, bitwise."""
 
-import io
 import errno
+import io
 import json
 import os
 import signal
@@ -165,7 +165,7 @@ def test_finished_run_is_kept_unless_told(tmp_path):
     assert again["results"]["kernelzoo"]["history"] == result["results"]["kernelzoo"]["history"]
     (tmp_path / "metrics.json").unlink()
     (tmp_path / "checkpoint.ckpt").unlink()
-    with pytest.raises(InputError, match="holds a model.safetensors; --overwrite"):
+    with pytest.raises(InputError, match=r"holds a model\.safetensors; --overwrite"):
         run(tmp_path, epochs=1)
 
 

@@ -331,5 +331,10 @@ def test_index_that_points_elsewhere(tmp_path):
         refused(tmp_path, "expected a safetensors file beside it")
 
 
+def test_nothing_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file or folder .*nowhere; nothing is downloaded"):
+        zoo.load("gpt2", tmp_path / "nowhere")
+
+
 def test_empty_folder(tmp_path):
     refused(tmp_path, "has no model.safetensors nor model.safetensors.index.json; there is nothing")

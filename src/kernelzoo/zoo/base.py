@@ -121,9 +121,10 @@ def check_tokens(
     limit: int,
     option: str,
     past: int = 0,
+    new: int = 0,
     **others: Tensor | None,
 ) -> None:
-    """Token ids (B, L) that fit into `limit` positions after `past` ones, and a mask of their shape.
+    """Token ids (B, L) that fit into `limit` positions after `past` ones and before `new` ones, and a mask.
 
     others: further tensors of shape (B, L), by the names of their arguments.
     """
@@ -136,11 +137,13 @@ def check_tokens(
         raise ArgumentTypeError(
             f"{model}: input_ids has dtype {input_ids.dtype}; expected token numbers, torch.int64"
         )
-    length = past + input_ids.shape[1]
+    length = past + input_ids.shape[1] + new
     if length > limit:
         after = f" after {past} in the cache" if past else ""
+        before, what = (f" and {new} new ones", " or ask for fewer") if new else ("", "")
         raise ArgumentError(
-            f"{model}: {input_ids.shape[1]} tokens{after} do not fit into {option}={limit}; shorten the input"
+            f"{model}: {input_ids.shape[1]} tokens{before}{after} do not fit into {option}={limit}; "
+            f"shorten the input{what}"
         )
     for name, t in (("attention_mask", attention_mask), *others.items()):
         if t is not None and t.shape != input_ids.shape:

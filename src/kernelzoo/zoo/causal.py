@@ -96,7 +96,7 @@ class CausalLM(Generates, Pretrained):
     def start(self, input_ids: Tensor, attention_mask: Tensor | None, new: int) -> tuple[Cache, Tensor]:
         """Read the prompts: a cache with room for `new` tokens more, and the logits (B, V) of the first."""
         check_tokens(
-            self.name, input_ids, attention_mask, limit=self.limit - new, option=f"{self.limit_option}-{new}"
+            self.name, input_ids, attention_mask, limit=self.limit, option=self.limit_option, new=new
         )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)

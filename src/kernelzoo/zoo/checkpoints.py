@@ -123,6 +123,10 @@ def built_from(path: str | Path, given: dict[str, Any], opts: dict[str, Any]) ->
 
 def read(path: Path) -> Checkpoint:
     """Keys, shapes and config; no weight is read."""
+    if not path.exists():
+        raise FileNotFoundError(
+            f"zoo.load: there is no file or folder {path}; nothing is downloaded, name one of this machine"
+        )
     folder = path if path.is_dir() else path.parent
     if path.is_dir():
         files = [path / WEIGHTS]
