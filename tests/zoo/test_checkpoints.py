@@ -332,7 +332,7 @@ def test_index_that_points_elsewhere(tmp_path):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file or folder .*nowhere; nothing is downloaded"):
+    with pytest.raises(FileNotFoundError, match=r"no file or folder .*nowhere; nothing is downloaded"):
         zoo.load("gpt2", tmp_path / "nowhere")
 
 
