@@ -341,6 +341,21 @@ def test_weights_to_start_from_are_checked(tmp_path, texts, how, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_embd": "abc"}, "^gpt2: n_embd is 'abc'; expected int"),
+        ({"n_layer": 2.5}, r"^gpt2: n_layer is 2\.5; expected int"),
+        ({"n_layer": -1}, "^gpt2: n_layer is -1; expected 0 or more"),
+        ({"n_head": 3}, "^gpt2: n_embd=16 is not a multiple of n_head=3"),
+    ],
+)
+def test_options_of_the_model_are_checked(tmp_path, texts, options, message):
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / "run", texts, options={**corpus.TINY["gpt2"], **options})
+    assert not (tmp_path / "run").exists()
+
+
 def test_divergence_stops_the_run(tmp_path, texts):
     with pytest.raises(TrainingError, match="training diverged; lower --lr"):
         run(tmp_path, texts, lr=1e30, clip=0.0, steps=20)

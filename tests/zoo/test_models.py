@@ -169,6 +169,8 @@ def test_options_that_are_refused():
         zoo.create("llama", **{**TEXT, "rope_scaling": {"rope_type": "llama3"}})
     with pytest.raises(ValueError, match="patch_size=3"):
         zoo.create("vit", **{**VIT, "patch_size": 3})
+    with pytest.raises(ValueError, match="gpt2: n_layer is -1; expected 0 or more"):
+        zoo.create("gpt2", n_layer=-1)
 
 
 @pytest.mark.parametrize("case", ["gpt2", "llama", "bert-mlm", "roberta-mlm"])

@@ -78,11 +78,14 @@ def choose_device(device: str) -> str:
 
 
 def create_model(name: str, options: dict[str, Any], engine: Engine, seed: int) -> torch.nn.Module:
+    if wrong := zoo.registry.mistyped(name, options):
+        raise InputError(f"{name}: {wrong}")
     torch.manual_seed(seed)
     try:
         return zoo.create(name, nn=engine.nn, **options)
     except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: torch's, of sizes below 0
-        raise InputError(f"{name}: {str(error).splitlines()[0]}") from None
+        said = str(error).splitlines()[0].removeprefix(f"{name}: ")
+        raise InputError(f"{name}: {said}") from None
 
 
 @contextlib.contextmanager

@@ -209,7 +209,9 @@ def _finish(
         "versions": {"kernelzoo": kernelzoo.__version__, "torch": torch.__version__},
     }
     result = report.summary(fits, about)
-    title = f"{config.model} ({about['parameters'] / 1e6:.1f}M weights) on {config.data}, {config.task}"
+    size = about["parameters"]
+    size = f"{size / 1e6:.1f}M" if size >= 1e6 else f"{size / 1e3:.0f}k" if size >= 1e4 else str(size)
+    title = f"{config.model} ({size} weights) on {config.data}, {config.task}"
     main = "f1" if config.task == "classify" else None
     checkpoint.write_whole(config.out / CURVES, report.curves(fits, title, main))
     written = [WEIGHTS, TOKENIZER, CURVES, METRICS, CHECKPOINT]

@@ -65,6 +65,11 @@ class Pretrained(kz_nn.Module):
         """options: the constructor's locals()."""
         super().__init__()
         self.options = {k: v for k, v in options.items() if k not in ("self", "nn", "__class__")}
+        for key, value in self.options.items():
+            if (
+                key.endswith(("_layer", "_layers")) and isinstance(value, int) and value < 0
+            ):  # range() would take it for none
+                raise ArgumentError(f"{self.name}: {key} is {value}; expected 0 or more")
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> dict[str, Any]:

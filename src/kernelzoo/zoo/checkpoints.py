@@ -240,9 +240,11 @@ def hints(kind: Any) -> dict[str, Any]:
 def check_types(where: str, name: str, values: dict[str, Any], expected: dict[str, Any]) -> None:
     for key, value in values.items():
         if key in expected and not fits(value, expected[key]):
-            hint = expected[key]
-            kind = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-            raise CheckpointError(f"{where} says {key}={value!r}; {name} expects {kind}")
+            raise CheckpointError(f"{where} says {key}={value!r}; {name} expects {spelled(expected[key])}")
+
+
+def spelled(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -53,6 +53,15 @@ def options(name: str) -> dict[str, Any]:
     return {key: p.default for key, p in parameters.items() if key != "nn"}
 
 
+def mistyped(name: str, opts: dict[str, Any]) -> str | None:
+    """What is wrong with the first option of another type than the model's, such as text for a number."""
+    expected = checkpoints.hints(_MODELS[name])
+    for key, value in opts.items():
+        if key in expected and not checkpoints.fits(value, expected[key]):
+            return f"{key} is {value!r}; expected {checkpoints.spelled(expected[key])}"
+    return None
+
+
 def create(name: str, /, *, nn: Any = None, **opts: Any) -> torch_nn.Module:
     """Build the model `name` with its options.
 
