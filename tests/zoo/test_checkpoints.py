@@ -219,6 +219,12 @@ def test_dtype(folder):
     refused(folder, "transformer.wpe.weight in .* has dtype I8; expected")
 
 
+def test_options_that_json_writes_as_lists(tmp_path):
+    model = zoo.create("mlp", in_features=3, out_features=2, hidden=(4, 5), act=("leaky_relu", 0.2)).eval()
+    again = zoo.load("mlp", own(model, tmp_path))
+    assert torch.equal(again(torch.ones(1, 3)), model(torch.ones(1, 3)))
+
+
 def test_dtype_of_our_own_file(tmp_path):
     model = zoo.create("mlp", in_features=3, out_features=2, hidden=(4,))
     file = own(model, tmp_path)

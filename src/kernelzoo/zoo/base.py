@@ -66,9 +66,8 @@ class Pretrained(kz_nn.Module):
         super().__init__()
         self.options = {k: v for k, v in options.items() if k not in ("self", "nn", "__class__")}
         for key, value in self.options.items():
-            if (
-                key.endswith(("_layer", "_layers")) and isinstance(value, int) and value < 0
-            ):  # range() would take it for none
+            # range() would take it for none
+            if key.endswith(("_layer", "_layers")) and isinstance(value, int) and value < 0:
                 raise ArgumentError(f"{self.name}: {key} is {value}; expected 0 or more")
 
     @classmethod

@@ -249,6 +249,8 @@ def spelled(hint: Any) -> str:
 
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value of JSON is of a type: a list stands for a tuple, a whole number for a float."""
+    if hint is Any:
+        return True
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return any(fits(value, one) for one in inner)
