@@ -115,7 +115,11 @@ def test_samples(name, info, backend, dtype):
             sample.kwargs["scale"] = 0.005
         if sample.kwargs.get("dtype") is not None and sample.kwargs["dtype"] not in DTYPES:
             continue
-        with kz.backend(backend):
+        try:
+            with kz.backend(backend):
+                ours = run(ours_of(name), sample)
+        except kz.BackendUnavailable:  # options that no kernel takes: said, and torch's own under "auto"
+            assert backend != "auto"
             ours = run(ours_of(name), sample)
         if name == "dropout" and sample.kwargs.get("training", True) and sample.kwargs.get("p", 0.5) == 0.5:
             y, dx = ours

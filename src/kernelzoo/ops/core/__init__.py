@@ -2,7 +2,7 @@
 
 from .checks import ArgumentError, ArgumentTypeError
 from .choice import FRESH, BackendUnavailable, Call, Status, backend, backends, below, has_amx, trace
-from .function import KernelFunction, autocast_dtype
+from .function import KernelFunction, autocast_dtype, torch_serves
 from .random import draw_seed
 from .registry import define, onednn_wins
 
@@ -22,5 +22,6 @@ __all__ = [
     "draw_seed",
     "has_amx",
     "onednn_wins",
+    "torch_serves",
     "trace",
 ]
