@@ -61,7 +61,7 @@ def workspace(shape, dtype):
 
 
 @functools.cache
-def _onednn_wins():
+def onednn_wins():
     """On 2 AMD EPYC cores oneDNN's fp32 product reaches 210 GFLOP/s, MKL's 149 (2048x768x3072)."""
     if not torch.backends.mkldnn.is_available() or not sys.platform.startswith("linux"):
         return False
@@ -76,16 +76,21 @@ def _onednn_wins():
 ONEDNN_FLOPS = 1 << 25
 
 
+def _through_onednn(a, b):
+    # weight gradients (both operands transposed) run no faster there
+    if a.dtype != torch.float32 or not onednn_wins():
+        return False
+    flops = 2 * a.shape[0] * a.shape[1] * b.shape[1]
+    return flops >= ONEDNN_FLOPS and a.is_contiguous() and (b.is_contiguous() or b.t().is_contiguous())
+
+
 def matmul(a, b):
     """a (M, K) @ b (K, N) by the fastest of torch's products."""
     if a.dtype == torch.float16:
         # 512x768x3072 takes torch's fp16 product 65 ms (the weight gradient 403), this detour 15
         return torch.mm(a.float(), b.float()).half()
-    if a.dtype == torch.float32 and _onednn_wins():
-        flops = 2 * a.shape[0] * a.shape[1] * b.shape[1]
-        # weight gradients (both operands transposed) run no faster there
-        if flops >= ONEDNN_FLOPS and a.is_contiguous() and (b.is_contiguous() or b.t().is_contiguous()):
-            return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+    if _through_onednn(a, b):
+        return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
     return torch.mm(a, b, out=empty((a.shape[0], b.shape[1]), a.dtype))
 
 
@@ -95,7 +100,11 @@ def biased_product(x, w, b):
     In bf16 and fp16 the product takes the bias before it rounds: rounded twice, a z near 0 can change sign, and
     with it the derivative.
     """
-    if b is None or x.dtype in (torch.float64, torch.float32):
+    if b is None or x.dtype == torch.float64:
+        return matmul(x, w.t()), b
+    if x.dtype == torch.float32:
+        if _through_onednn(x, w.t()):
+            return torch.ops.mkldnn._linear_pointwise(x, w, b, "none", [], ""), None
         return matmul(x, w.t()), b
     if x.dtype == torch.float16:
         return matmul(x.float(), w.float().t()).add_(b).half(), None

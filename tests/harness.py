@@ -16,6 +16,7 @@ from kernelzoo.verify import assert_as_good
 GPU = torch.cuda.is_available()
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 BACKENDS = ("triton", "cuda", "cpp", "numba")
+INTERPRETED = 4  # cases of an op that Triton's interpreter goes through by default; the others are slow
 
 
 def device_of(backend):
@@ -101,9 +102,10 @@ class OpSuite:
         """Every case on every backend; one skipped test, with its reason, for a backend that is not here."""
         for backend in BACKENDS:
             cases = cls.cases if kz.backends()[backend].available else cls.cases[:1]
-            for case in cases:
-                if not (case.large and backend == "triton" and not GPU):
-                    yield pytest.param(case, backend, id=f"{case.id}-{backend}")
+            interpreted = backend == "triton" and not GPU
+            for i, case in enumerate(case for case in cases if not (interpreted and case.large)):
+                marks = pytest.mark.slow if interpreted and i >= INTERPRETED else ()
+                yield pytest.param(case, backend, id=f"{case.id}-{backend}", marks=marks)
 
     def build(self, case, dtype, device, layout="contiguous", requires_grad=True, jitter=0.0):
         """jitter: how far to move the values, where finite differences must not meet a kink."""

@@ -95,7 +95,7 @@ def test_nothing_checked_is_no_success(monkeypatch):
 
 def test_verify_of_an_unknown_op(capsys):
     assert verify.run("lineer") == 2
-    assert "expected one of linear, activation, softmax, all" in capsys.readouterr().out
+    assert "expected one of linear, activation, softmax, attention, norm" in capsys.readouterr().out
 
 
 def test_env_reports_versions_devices_and_reasons():

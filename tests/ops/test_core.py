@@ -204,3 +204,22 @@ def test_opcheck():
         (ops.softmax_bwd, (torch.randn(2, 5, 3), torch.randn(2, 5, 3), True)),
     ):
         torch.library.opcheck(op.default, (*args, backend))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: F.dropout(x.clone(), 0.5, inplace=True),
+        lambda x: F.embedding(torch.tensor([1]), x, sparse=True),
+        lambda x: F.mse_loss(x, x, weight=torch.ones_like(x)),
+        lambda x: F.swiglu(x, x.bfloat16()),
+    ],
+    ids=["dropout", "embedding", "mse_loss", "swiglu"],
+)
+def test_what_no_kernel_takes_is_said(call):
+    x = torch.randn(4, 6)
+    with kz.backend(here()), pytest.raises(kz.BackendUnavailable):
+        call(x)
+    with kz.trace() as calls:
+        call(x)
+    assert calls[0].backend == "torch"

@@ -5,6 +5,7 @@ import torch
 
 import kernelzoo as kz
 import kernelzoo.functional as F
+from kernelzoo.ops.cross_entropy import NllLoss
 
 from ..harness import BACKENDS, Case, OpSuite, device_of, need
 
@@ -117,6 +118,46 @@ def test_all_ignored(backend, options):
     ours, theirs = both(backend, x, torch.full((3,), -1, device=x.device), ignore_index=-1, **options)
     torch.testing.assert_close(ours, theirs, equal_nan=True)
     assert not ours[1].any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS[:1] + BACKENDS[2:])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_rows_that_weigh_nothing(backend, smoothing):
+    """A mean over a weight of 0 is NaN, whatever smoothing adds to the sum."""
+    need(backend)
+    x = torch.tensor([[1.0, 2.0, 3.0, 0.0]], device=device_of(backend)).requires_grad_()
+    target, weight = x.new_zeros(1, dtype=torch.int64), x.new_tensor([0.0, 1.0, 1.0, 1.0])
+    for reduction in ("mean", "sum", "none"):
+        ours, theirs = both(backend, x, target, weight, label_smoothing=smoothing, reduction=reduction)
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS[:1] + BACKENDS[2:])
+def test_float64_under_autocast(backend):
+    """Autocast leaves float64 as it is: kernels would read float32 probabilities or weights as float64's."""
+    need(backend)
+    x = torch.randn(4, 8, device=device_of(backend)).requires_grad_()
+    q, target = x.detach().softmax(1), torch.randint(8, (4,), device=x.device)
+    with torch.autocast(x.device.type):
+        for logits, given in ((x.double(), q), (x, q.double())):
+            ours, theirs = both(backend, logits, given)
+            torch.testing.assert_close(ours, theirs)
+        for logits, weight in ((x.double(), q[0]), (x, q[0].double())):
+            with (
+                kz.backend(backend),
+                pytest.raises(RuntimeError, match=r"cross_entropy: .*expected scalar type"),
+            ):
+                F.cross_entropy(logits, target, weight)
+
+
+def test_auto_rule_of_nll_loss():
+    x = torch.empty(2048, 8192)
+    assert NllLoss.rule(x) == "one element a row is read"
+    x.requires_grad_()
+    assert NllLoss.rule(x) is None
+    with torch.no_grad():
+        assert NllLoss.rule(x) == "one element a row is read"
+    assert NllLoss.rule(x[:4]) == "few logits for its cost on a CPU"
 
 
 @pytest.mark.parametrize("backend", BACKENDS[:1] + BACKENDS[2:])

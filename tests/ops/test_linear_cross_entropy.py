@@ -84,8 +84,45 @@ def test_backward_twice(backend, reduction, dtype):
     third = torch.autograd.grad(y, given, 2 * dy)
     for a, b, c, d in zip(first, kept, second, third, strict=True):
         assert torch.equal(a, b)
-        torch.testing.assert_close(a, c)
+        assert torch.equal(a, c)
         torch.testing.assert_close(2 * a, d)
+
+
+@pytest.mark.parametrize("backend", BACKENDS[:1] + BACKENDS[2:])
+def test_fp16_sums_past_its_range(backend):
+    """Before the mean divides them the rows' gradients add up to more than 65504."""
+    need(backend)
+    device = device_of(backend)
+    M = 400
+    x = torch.full((M, 2), 200.0, dtype=torch.float16, device=device, requires_grad=True)
+    w = torch.zeros(8, 2, dtype=torch.float16, device=device, requires_grad=True)
+    target = torch.zeros(M, dtype=torch.int64, device=device)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("CHUNK_BYTES", "CHUNK_BYTES_GPU"):
+            patch.setattr(class_loss, name, 16 << 20)
+        with kz.backend(backend):
+            dw = torch.autograd.grad(F.linear_cross_entropy(x, w, target), w)[0]
+    expected = torch.full_like(w, 200 / 8)
+    expected[0] = -200 * 7 / 8
+    torch.testing.assert_close(dw, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS[:1] + BACKENDS[2:])
+@pytest.mark.parametrize("wide", ["input", "linear_weight"])
+def test_float64_under_autocast(backend, wide):
+    """Autocast leaves float64 as it is, and no kernel reads float32 beside it."""
+    need(backend)
+    x, w, _, _ = tensors(backend)
+    q = torch.rand(37, 19, device=x.device).softmax(1)
+    with torch.autocast(x.device.type), kz.backend(backend):
+        if wide == "input":
+            y = F.linear_cross_entropy(x.double(), w.double(), q)
+            expected = T.cross_entropy(T.linear(x.double(), w.double()), q)
+            torch.testing.assert_close(y, expected)
+        else:
+            for given in ((x, w.double()), (x.double(), w)):
+                with pytest.raises(RuntimeError, match=r"linear_cross_entropy: .*dtype"):
+                    F.linear_cross_entropy(*given, q)
 
 
 @pytest.mark.parametrize("backend", BACKENDS[:1] + BACKENDS[2:])

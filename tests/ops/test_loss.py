@@ -8,7 +8,7 @@ import torch
 import kernelzoo as kz
 import kernelzoo.functional as F
 
-from ..harness import BACKENDS, Case, OpSuite, device_of, need
+from ..harness import BACKENDS, Case, OpSuite, compiled_quietly, device_of, need
 
 T = torch.nn.functional
 # Inputs of any size become what the loss takes: probabilities, or log-probabilities.
@@ -36,7 +36,9 @@ def loss(namespace, x, t, kind, reduction):
     return LOSSES[kind](namespace, x, t, reduction=reduction)
 
 
-@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides the total loss")  # as torch's kl_div
+# as torch's kl_div gives them: its mean's, and torch.func.vmap's
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides the total loss")
+@pytest.mark.filterwarnings("ignore:There is a performance drop .* batching rule for aten..kl_div")
 class TestLoss(OpSuite):
     call = staticmethod(functools.partial(loss, F))
     reference = staticmethod(functools.partial(loss, T))
@@ -126,6 +128,9 @@ def test_kl_div_warns_as_torch():
     with pytest.warns(UserWarning, match="'mean' divides the total loss by both the batch size") as caught:
         F.kl_div(x, t)
     assert caught[0].filename == __file__
+    with compiled_quietly(), pytest.warns(UserWarning, match="'mean' divides the total loss"):
+        y = torch.compile(F.kl_div, fullgraph=True, backend="eager")(x, t)
+    torch.testing.assert_close(y, (torch.xlogy(t, t) - t * x).mean())
 
 
 def test_autocast_gives_float32():

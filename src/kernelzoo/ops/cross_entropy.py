@@ -144,6 +144,8 @@ class NllLoss(_ClassLoss, KernelFunction):
     def rule(cls, x, *args):
         if x.device.type != "cpu":
             return "one element a row is read, and torch's backward writes its zeros as fast"
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return "one element a row is read"  # 8192x50257: torch 0.09 ms, the kernel 0.22
         return super().rule(x, *args)
 
     @staticmethod
@@ -301,11 +303,19 @@ def _fits(x, target, weight, reduction, ignore_index):
     )
 
 
+def agrees(t, dtype):
+    """Whether t has the dtype, or autocast makes it so: float64 it leaves alone."""
+    if t.dtype == dtype:
+        return True
+    return torch.float64 not in (t.dtype, dtype) and torch.is_autocast_enabled(t.device.type)
+
+
 def target_fits(shape, dtype, target, ignore_index):
     """shape: the logits'; a target of probabilities has it, one of class indices lacks the classes."""
     if target.is_floating_point():
-        same = target.dtype == dtype or torch.is_autocast_enabled(target.device.type)
-        return same and target.shape == shape and ignore_index < 0 and not target.requires_grad
+        return (
+            agrees(target, dtype) and target.shape == shape and ignore_index < 0 and not target.requires_grad
+        )
     return target.dtype in (torch.int64, torch.uint8) and target.shape == (*shape[:-1][:1], *shape[2:])
 
 
@@ -314,8 +324,7 @@ def weight_fits(x, classes, weight):
         return True
     if not isinstance(weight, torch.Tensor) or weight.requires_grad or weight.device != x.device:
         return False
-    same = weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type)
-    return same and weight.dim() == 1 and weight.size(0) == classes
+    return agrees(weight, x.dtype) and weight.dim() == 1 and weight.size(0) == classes
 
 
 def _under_autocast(x, target, weight):

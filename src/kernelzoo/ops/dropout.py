@@ -7,7 +7,7 @@ i of the contiguous tensor being number i.
 import torch
 from torch.nn import functional as T
 
-from .core import ArgumentError, ArgumentTypeError, KernelFunction, below, define, draw_seed
+from .core import ArgumentError, ArgumentTypeError, KernelFunction, below, define, draw_seed, torch_serves
 from .core.random import kept
 
 dropout_fwd = define(
@@ -92,6 +92,8 @@ def dropout(input, p=0.5, training=True, inplace=False):
     if not 0.0 <= p <= 1.0:
         raise ArgumentError(f"dropout probability has to be between 0 and 1, but got {p}")
     if inplace or not training or p in (0, 1) or input.is_nested:
+        if inplace and training and 0 < p < 1:
+            torch_serves("dropout", "inplace=True is torch's own", input)
         return T.dropout(input, p, training, inplace)
     return DropoutFunction.call(input, None, float(p))
 

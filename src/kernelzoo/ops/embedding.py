@@ -7,7 +7,7 @@ atomically. The indices are sorted once (stably), so that each row of dw has one
 import torch
 from torch.nn import functional as T
 
-from .core import FRESH, ArgumentTypeError, KernelFunction, below, define
+from .core import FRESH, ArgumentTypeError, KernelFunction, below, define, torch_serves
 
 aten = torch.ops.aten
 
@@ -128,7 +128,14 @@ def embedding(
         and not (sparse or input.is_nested or weight.is_nested)
     ):
         _explain(input, weight)
-        return T.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+        y = T.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+        torch_serves(
+            "embedding",
+            "its kernels take a dense matrix and whole numbers, and no sparse=True",
+            weight,
+            input,
+        )
+        return y
     if padding_idx is None:
         padding_idx = -1
     else:

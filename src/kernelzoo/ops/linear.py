@@ -7,7 +7,16 @@ import torch
 from torch.nn import functional as T
 
 from .activation import parse
-from .core import ArgumentError, ArgumentTypeError, KernelFunction, autocast_dtype, below, define, has_amx
+from .core import (
+    ArgumentError,
+    ArgumentTypeError,
+    KernelFunction,
+    autocast_dtype,
+    below,
+    define,
+    has_amx,
+    onednn_wins,
+)
 from .core.checks import same_device, same_dtype
 
 aten = torch.ops.aten
@@ -42,6 +51,17 @@ SMALL = 1 << 19
 SMALL_GPU = 1 << 24
 
 
+# A bare product's floating-point operations from which oneDNN's gain shows over a call's cost.
+LARGE_PRODUCT = 1 << 27
+
+
+def _bare(x, weight):
+    """Why a product with no activation is torch's own, or None: on an AMD CPU oneDNN's takes 0.7 of MKL's time."""
+    if x.device.type == "cpu" and x.dtype == torch.float32 and onednn_wins():
+        return "a small product" if below(2 * x.numel() * weight.size(0), LARGE_PRODUCT) else None
+    return "a bare product is torch's own"
+
+
 class LinearAct(KernelFunction):
     """Saved for the backward: x, W, b (as torch does) and y where f' can be had from it, z otherwise."""
 
@@ -58,7 +78,7 @@ class LinearAct(KernelFunction):
     @staticmethod
     def rule(x, weight, bias, act):
         if act.name == "none":
-            return "a bare product is torch's own"
+            return _bare(x, weight)
         if x.device.type != "cpu":
             if x.dtype.itemsize != 2:
                 return "float32 and float64 products on a GPU are cuBLAS's"

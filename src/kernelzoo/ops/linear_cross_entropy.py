@@ -12,7 +12,7 @@ from torch.nn import functional as T
 
 from .core import ArgumentError, KernelFunction, autocast_dtype, below, define
 from .core.mirror import REDUCTIONS, torchs_own
-from .cross_entropy import EXPECTED, acc_dtype, target_fits, weight_fits
+from .cross_entropy import EXPECTED, acc_dtype, agrees, target_fits, weight_fits
 
 
 def _grads(x, w, need_dx, need_dw, need_db):
@@ -210,9 +210,7 @@ def _fits(x, w, target, b, weight, reduction, smoothing, ignore_index, options):
         return False
     if any(t.device != x.device for t in tensors):
         return False
-    if not torch.is_autocast_enabled(x.device.type) and any(
-        t.dtype != x.dtype for t in (w, b) if t is not None
-    ):
+    if not all(agrees(t, x.dtype) for t in (w, b) if t is not None):
         return False
     if target.is_floating_point() and ignore_index is not None:
         return False

@@ -222,12 +222,7 @@ def kl_div(input, target, size_average=None, reduce=None, reduction="mean", log_
     if size_average is not None or reduce is not None:
         reduction = reduction_of(size_average, reduce, reduction)
     elif reduction == "mean" and _fits(input, target, reduction):
-        warnings.warn(
-            "reduction: 'mean' divides the total loss by both the batch size and the support size."
-            "'batchmean' divides only by the batch size, and aligns with the KL div math definition."
-            "'mean' will be changed to behave the same as 'batchmean' in the next major release.",
-            stacklevel=2,
-        )
+        _warn_of_mean()
     if _fits(input, target, "sum" if reduction == "batchmean" else reduction):
         kind = "kl_log" if log_target else "kl"
         if reduction != "batchmean":
@@ -235,6 +230,20 @@ def kl_div(input, target, size_average=None, reduce=None, reduction="mean", log_
         loss = Loss.call(input, target, kind, 0.0, "sum")
         return loss / input.size(0) if input.dim() else loss
     return _torchs("kl_div", input, target, reduction=reduction, log_target=log_target)
+
+
+def _warn_of_mean():
+    warnings.warn(
+        "reduction: 'mean' divides the total loss by both the batch size and the support size."
+        "'batchmean' divides only by the batch size, and aligns with the KL div math definition."
+        "'mean' will be changed to behave the same as 'batchmean' in the next major release.",
+        stacklevel=3,
+    )
+
+
+_warn_of_mean._dynamo_marked_constant = (
+    True  # torch.compile calls it while it traces: it cannot trace a warning
+)
 
 
 def _given(**options):

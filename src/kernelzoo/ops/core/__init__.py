@@ -2,9 +2,9 @@
 
 from .checks import ArgumentError, ArgumentTypeError
 from .choice import FRESH, BackendUnavailable, Call, Status, backend, backends, below, has_amx, trace
-from .function import KernelFunction, autocast_dtype
+from .function import KernelFunction, autocast_dtype, torch_serves
 from .random import draw_seed
-from .registry import define
+from .registry import define, onednn_wins
 
 __all__ = [
     "FRESH",
@@ -21,5 +21,7 @@ __all__ = [
     "define",
     "draw_seed",
     "has_amx",
+    "onednn_wins",
+    "torch_serves",
     "trace",
 ]

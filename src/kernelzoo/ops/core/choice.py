@@ -208,11 +208,9 @@ def choose(op, tensors, args):
     for t in tensors:
         if below(t.numel(), 1):
             return "torch", "nothing to compute: a tensor is empty"
-        if (
-            t.dtype != tensor.dtype and t.is_floating_point() and not op.mixed
-        ):  # autocast leaves float64 as it is
-            return "torch", "dtypes differ"
     unserved = op.unserved(*args)
+    if unserved is None and not op.mixed and len({t.dtype for t in tensors if t.is_floating_point()}) > 1:
+        unserved = "dtypes differ"  # autocast leaves float64 as it is
     if chosen != "auto":
         if reason := unserved or cannot_serve(chosen, op.module, tensor.device.type, tensor.dtype):
             raise BackendUnavailable(f"{op.label(*args)}: backend {chosen!r} was asked for, but {reason}")

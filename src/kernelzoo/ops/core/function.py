@@ -127,6 +127,21 @@ def _with_double_backward(cls):
     return backward
 
 
+def torch_serves(label, reason, *tensors):
+    """Called where torch's own call serves arguments that no kernel takes: a line in the trace, and
+    `BackendUnavailable` where a kernel backend was asked for. Empty tensors and transforms are torch's anywhere."""
+    state = choice.state
+    asked = state.chosen not in ("auto", "torch")
+    tensors = [t for t in tensors if isinstance(t, torch.Tensor)]
+    if (not asked and state.calls is None) or transform() or any(choice.below(t.numel(), 1) for t in tensors):
+        return
+    if asked:
+        raise choice.BackendUnavailable(f"{label}: backend {state.chosen!r} was asked for, but {reason}")
+    if not torch.compiler.is_compiling():
+        shapes = tuple(() if t.is_nested else tuple(t.shape) for t in tensors)
+        state.calls.append(choice.Call(label, "torch", reason, shapes, tensors[0].dtype))
+
+
 def _castable(a):
     return isinstance(a, torch.Tensor) and a.is_floating_point() and a.dtype != torch.float64
 

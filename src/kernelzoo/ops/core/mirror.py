@@ -1,8 +1,10 @@
 """Calls that go to torch's own function, and what its error says of them."""
 
+import torch
 from torch.nn import _reduction
 
 from .checks import ArgumentError, ArgumentTypeError
+from .function import torch_serves
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -23,13 +25,16 @@ def torchs_own(name, expected, function, *args, **kwargs):
         if not hasattr(a, "__torch_function__"):
             raise ArgumentTypeError(f"{name}: got {type(a).__name__} for a Tensor, expected {expected}")
     try:
-        return function(*args, **kwargs)
+        result = function(*args, **kwargs)
     except (RuntimeError, ValueError, TypeError) as error:
         if type(error) not in (RuntimeError, ValueError, TypeError):
             raise
         kind = ArgumentTypeError if type(error) is TypeError else ArgumentError
         came = ", ".join(_described(a) for a in args[:2])
         raise kind(f"{name}: {error}; got {came}, expected {expected}") from None
+    if isinstance(args[0], torch.Tensor):
+        torch_serves(name, "no kernel takes these options, shapes or dtypes", *args, *kwargs.values())
+    return result
 
 
 def _described(a):

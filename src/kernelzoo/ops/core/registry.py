@@ -20,6 +20,12 @@ def launcher(backend, module, name):
     return getattr(importlib.import_module(f"kernelzoo.kernels.{backend}.{module}"), name)
 
 
+@choice._fixed
+def onednn_wins():
+    """Whether the kernels' fp32 products on this CPU are faster than torch.mm (kernels/memory.py)."""
+    return importlib.import_module("kernelzoo.kernels.memory").onednn_wins()
+
+
 def define(schema, module, fake, prepare=None):
     """Define `kernelzoo::<name>` and return what calls it: the launcher itself where nothing but the eager
     computation is watching, the torch op (6 us more) where a compiler, a mode or a fake tensor is.
