@@ -59,8 +59,8 @@ struct NormKernels {
 
 KERNELZOO_TABLES(NormKernels, norm)
 
-// Rows x, dy and the two sums of weight gradients.
-inline int64_t norm_scratch(int64_t n) { return 4 * ceil_div(n, 16) * 16; }
+// Two rows of x and of dy, and the two sums of weight gradients.
+inline int64_t norm_scratch(int64_t n) { return 6 * ceil_div(n, 16) * 16; }
 
 // M rows; w, b of dtype w_dtype.
 void norm_fwd(int dtype, int w_dtype, NormRows a, int64_t M, int threads);
