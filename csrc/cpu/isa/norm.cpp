@@ -94,7 +94,38 @@ template <class S>
 inline void prefetch(const S* next, int64_t j, int64_t n) {
   if (!next) return;
   const int64_t end = n - j < AHEAD ? n : j + AHEAD;
-  for (int64_t i = j; i < end; i += 64 / sizeof(S)) __builtin_prefetch(next + i);
+  for (int64_t i = j; i < end; i += 64 / sizeof(S)) __builtin_prefetch(next + i, 0, 2);
+}
+
+// Whether a row goes past the caches, by whole lines: nothing then reads it from memory before it is written.
+inline bool streams(bool wanted, const void* row, int64_t bytes) {
+#if KERNELZOO_X86
+  return wanted && ((reinterpret_cast<uintptr_t>(row) | bytes) & 63) == 0;
+#else
+  return false;
+#endif
+}
+
+inline void stream(void* to, const void* from, int64_t bytes) {
+#if KERNELZOO_X86
+  for (int64_t i = 0; i < bytes; i += 64) {
+    const char* f = static_cast<const char*>(from) + i;
+    char* t = static_cast<char*>(to) + i;
+#ifdef KERNELZOO_ISA_avx512
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(t), _mm512_loadu_si512(f));
+#else
+    for (int k = 0; k < 64; k += 16)
+      _mm_stream_si128(reinterpret_cast<__m128i*>(t + k), _mm_loadu_si128(reinterpret_cast<const __m128i*>(f + k)));
+#endif
+  }
+#endif
+}
+
+// Streamed stores are in no order with others until here.
+inline void drain() {
+#if KERNELZOO_X86
+  _mm_sfence();
+#endif
 }
 
 template <class T>
@@ -157,6 +188,7 @@ void rows_fwd(const NormRows& a, int64_t first, int64_t last, void* scratch) {
     if (a.mean) static_cast<T*>(a.mean)[r] = mean;
     static_cast<T*>(a.rstd)[r] = rstd;
     S* y = static_cast<S*>(a.y) + r * n;
+    const bool streaming = streams(a.streamed, y, n * sizeof(S));
     const S* next = r + 1 < last ? static_cast<const S*>(a.x) + (r + 1) * n : nullptr;
     const S* other = next && a.other && sizeof(S) == ITEM[a.other_dtype]
                          ? static_cast<const S*>(a.other) + (r + 1) * n
@@ -165,7 +197,13 @@ void rows_fwd(const NormRows& a, int64_t first, int64_t last, void* scratch) {
       const int64_t end = n - j < AHEAD ? n : j + AHEAD;
       prefetch(next, j, n);
       prefetch(other, j, n);
-      if constexpr (sizeof(S) == sizeof(T)) {
+      T out[AHEAD];
+      if (streaming) {
+        S narrow[AHEAD];
+        normalise(x + j, w ? w + j : nullptr, b ? b + j : nullptr, out, 0, end - j, mean, rstd);
+        if constexpr (sizeof(S) != sizeof(T)) store(out, narrow, end - j);
+        stream(y + j, sizeof(S) == sizeof(T) ? static_cast<const void*>(out) : narrow, (end - j) * sizeof(S));
+      } else if constexpr (sizeof(S) == sizeof(T)) {
         normalise(x, w, b, y, j, end, mean, rstd);
       } else {
         normalise(x, w, b, row, j, end, mean, rstd);
@@ -173,6 +211,7 @@ void rows_fwd(const NormRows& a, int64_t first, int64_t last, void* scratch) {
       }
     }
   }
+  if (a.streamed) drain();
 }
 
 struct Means {
@@ -227,15 +266,15 @@ void gather(const Row<T>* rows, const T* w, T* dw, T* db, int64_t n, Means* tota
 }
 
 template <class T>
-inline void scatter(const Row<T>& row, const T* w, const T* ds, T* dx, int64_t begin, int64_t end, T g_mean, T gx_mean) {
+inline void scatter(const Row<T>& row, const T* w, const T* ds, T* dx, int64_t n, T g_mean, T gx_mean) {
   const T *x = row.x, *dy = row.dy, mean = row.mean, rstd = row.rstd;
   if (ds) {
 #pragma omp simd
-    for (int64_t j = begin; j < end; ++j)
+    for (int64_t j = 0; j < n; ++j)
       dx[j] = rstd * (dy[j] * w[j] - g_mean - (x[j] - mean) * rstd * gx_mean) + ds[j];
   } else {
 #pragma omp simd
-    for (int64_t j = begin; j < end; ++j)
+    for (int64_t j = 0; j < n; ++j)
       dx[j] = rstd * (dy[j] * w[j] - g_mean - (x[j] - mean) * rstd * gx_mean);
   }
 }
@@ -291,6 +330,7 @@ void rows_bwd(const NormRows& a, int64_t first, int64_t last, double* dw, double
       const T g_mean = a.mean ? T(means[k].g / n) : T(0), gx_mean = T(means[k].gx / n);
       const S* ds = a.ds ? static_cast<const S*>(a.ds) + (r + k) * n : nullptr;
       S* dx = static_cast<S*>(a.dx) + (r + k) * n;
+      const bool streaming = streams(a.streamed, dx, n * sizeof(S));
       const S* next_x = r + k + 2 < last ? x + (r + k + 2) * n : nullptr;
       const S* next_dy = next_x ? dy + (r + k + 2) * n : nullptr;
       const S* next_ds = next_x && ds ? ds + 2 * n : nullptr;
@@ -299,14 +339,18 @@ void rows_bwd(const NormRows& a, int64_t first, int64_t last, double* dw, double
         prefetch(next_x, j, n);
         prefetch(next_dy, j, n);
         prefetch(next_ds, j, n);
+        T out[AHEAD];
+        const Row<T> piece = {rows[k].x + j, rows[k].dy + j, rows[k].mean, rows[k].rstd};
         if constexpr (sizeof(S) == sizeof(T)) {
-          scatter(rows[k], w, ds, dx, j, end, g_mean, gx_mean);
+          scatter(piece, w + j, ds ? ds + j : nullptr, streaming ? out : dx + j, end - j, g_mean, gx_mean);
+          if (streaming) stream(dx + j, out, (end - j) * sizeof(S));
         } else {
-          T out[AHEAD], addend[AHEAD];
-          const Row<T> piece = {rows[k].x + j, rows[k].dy + j, rows[k].mean, rows[k].rstd};
+          T addend[AHEAD];
+          S narrow[AHEAD];
           if (ds) load(ds + j, addend, end - j);
-          scatter<T>(piece, w + j, ds ? addend : nullptr, out, 0, end - j, g_mean, gx_mean);
-          store(out, dx + j, end - j);
+          scatter<T>(piece, w + j, ds ? addend : nullptr, out, end - j, g_mean, gx_mean);
+          store(out, streaming ? narrow : dx + j, end - j);
+          if (streaming) stream(dx + j, narrow, (end - j) * sizeof(S));
         }
       }
     }
@@ -316,6 +360,7 @@ void rows_bwd(const NormRows& a, int64_t first, int64_t last, double* dw, double
       fresh = false;
     }
   }
+  if (a.streamed) drain();
 }
 
 template <class S, class T>
