@@ -33,7 +33,7 @@ struct NormRows {
   const void* dy;
   const void* ds;
   void* dx;
-  bool streamed;  // y or dx past the caches
+  bool streamed;  // y and s, or dx, past the caches
 };
 
 // (N, C, L), contiguous, normalised over runs of C / groups channels.

@@ -216,7 +216,7 @@ def test_compiled_positions_outside_the_tables(backend):
         f = torch.compile(module, backend="aot_eager")
         torch.testing.assert_close(f(x, at), module(x, at))
         for bad in (at + 7, at - 1):
-            with pytest.raises(ValueError, match="position_ids go from .* but the tables have 1030 rows"):
+            with pytest.raises(ValueError, match=r"position_ids go from .* but the tables have 1030 rows"):
                 f(x, bad)
         module.reach(1031)
         torch.testing.assert_close(f(x, at + 7), module(x, at + 7))

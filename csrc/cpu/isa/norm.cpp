@@ -147,18 +147,22 @@ inline void normalise(const T* x, const T* w, const T* b, T* y, int64_t begin, i
 
 // s = x + other, rounded as it is stored; the sum as T.
 template <class S, class O, class T>
-inline const T* add(const S* x, const O* other, S* s, T* row, T* addend, int64_t n) {
+inline const T* add(const S* x, const O* other, S* s, T* row, T* addend, int64_t n, bool streaming) {
   const T* a = loaded(x, row, n);
   const T* c = loaded(other, addend, n);
   if constexpr (sizeof(S) == sizeof(T)) {
+    T* const sum = streaming ? row : s;
 #pragma omp simd
-    for (int64_t j = 0; j < n; ++j) s[j] = a[j] + c[j];
-    return s;
+    for (int64_t j = 0; j < n; ++j) sum[j] = a[j] + c[j];
+    if (streaming) stream(s, sum, n * sizeof(S));
+    return sum;
   } else {
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) row[j] = a[j] + c[j];
-    store(row, s, n);
-    load(s, row, n);
+    S* const rounded = streaming ? reinterpret_cast<S*>(addend) : s;  // what was added is not needed again
+    store(row, rounded, n);
+    if (streaming) stream(s, rounded, n * sizeof(S));
+    load(rounded, row, n);
     return row;
   }
 }
@@ -167,11 +171,12 @@ template <class S, class T>
 inline const T* added(const NormRows& a, int64_t i, T* row, T* addend) {
   const S* x = static_cast<const S*>(a.x) + i;
   S* s = static_cast<S*>(a.s) + i;
+  const bool streaming = streams(a.streamed, s, a.n * sizeof(S));
   if constexpr (sizeof(S) == 4) {
-    if (a.other_dtype == BF16) return add(x, static_cast<const Bf16*>(a.other) + i, s, row, addend, a.n);
-    if (a.other_dtype == F16) return add(x, static_cast<const Fp16*>(a.other) + i, s, row, addend, a.n);
+    if (a.other_dtype == BF16) return add(x, static_cast<const Bf16*>(a.other) + i, s, row, addend, a.n, streaming);
+    if (a.other_dtype == F16) return add(x, static_cast<const Fp16*>(a.other) + i, s, row, addend, a.n, streaming);
   }
-  return add(x, static_cast<const S*>(a.other) + i, s, row, addend, a.n);
+  return add(x, static_cast<const S*>(a.other) + i, s, row, addend, a.n, streaming);
 }
 
 template <class S, class T>
