@@ -1,7 +1,7 @@
 // Rows that are normalised: layer_norm, rms_norm (without a mean) and group_norm.
 //
-// A row is read from memory once, and lies in a near cache when it is read again: the moments, then the result. Sums run
-// in vectors of T over NORM_BLOCK elements, and the blocks' in double.
+// A row is read from memory once, and lies in a near cache when it is read again: the moments, then the result. Sums
+// run in vectors of T over NORM_BLOCK elements, and the blocks' in double.
 #include "../norm.h"
 #include "begin.h"
 
