@@ -13,6 +13,10 @@ constexpr int64_t NORM_BLOCK = 1024;
 // Rows whose weight gradients are added up in T before they join a block's in double.
 constexpr int64_t NORM_ROWS = 32;
 
+// Bytes of a call's rows, read and written, that no last-level cache of a few cores holds: a result that would be gone
+// before anyone reads it is streamed past the caches.
+constexpr int64_t NORM_STREAMED = 32 << 20;
+
 // (M, n), contiguous; null where absent. mean is null for rms_norm.
 struct NormRows {
   int64_t n;
@@ -29,6 +33,7 @@ struct NormRows {
   const void* dy;
   const void* ds;
   void* dx;
+  bool streamed;  // y and s, or dx, past the caches
 };
 
 // (N, C, L), contiguous, normalised over runs of C / groups channels.
@@ -59,8 +64,8 @@ struct NormKernels {
 
 KERNELZOO_TABLES(NormKernels, norm)
 
-// Rows x, dy and the two sums of weight gradients.
-inline int64_t norm_scratch(int64_t n) { return 4 * ceil_div(n, 16) * 16; }
+// Two rows of x and of dy, and the two sums of weight gradients.
+inline int64_t norm_scratch(int64_t n) { return 6 * ceil_div(n, 16) * 16; }
 
 // M rows; w, b of dtype w_dtype.
 void norm_fwd(int dtype, int w_dtype, NormRows a, int64_t M, int threads);

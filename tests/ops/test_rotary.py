@@ -189,9 +189,62 @@ def test_module_from_the_meta_device():
     assert torch.equal(module.sin, F.rotary_tables(16, 8, inv_freq=[1.0, 0.5, 0.25, 0.125])[1])
 
 
+# inductor's first import scripts modules
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("dim", [8, 6])
+def test_compiled_with_features_that_are_not_adjacent(dim):
+    k = torch.randn(2, 3, 8, 40, requires_grad=True)
+
+    def f(k):
+        return call(k.transpose(-1, -2), dim, None, False)
+
+    with kz.backend(here()):
+        y, compiled = f(k), torch.compile(f)(k)
+        assert y.stride() == compiled.stride()
+        torch.testing.assert_close(compiled, y)
+        dy = torch.randn(2, 3, 8, 40).transpose(-1, -2)
+        ours, right = (torch.autograd.grad(t, k, dy)[0] for t in (compiled, y))
+        torch.testing.assert_close(ours, right)
+
+
+@pytest.mark.parametrize("backend", ["auto", here()])
+def test_compiled_positions_outside_the_tables(backend):
+    x = torch.randn(2, 3, 1024, 8)
+    module = nn.RotaryEmbedding(8, 1030)
+    at = torch.arange(1024)
+    with kz.backend(backend):
+        f = torch.compile(module, backend="aot_eager")
+        torch.testing.assert_close(f(x, at), module(x, at))
+        for bad in (at + 7, at - 1):
+            with pytest.raises(ValueError, match=r"position_ids go from .* but the tables have 1030 rows"):
+                f(x, bad)
+        module.reach(1031)
+        torch.testing.assert_close(f(x, at + 7), module(x, at + 7))
+
+
+@pytest.mark.parametrize("change", ["build", "forward", "convert"])
+def test_training_after_inference_mode(change):
+    x, at = torch.randn(2, 3, 9, 8), torch.arange(9)
+    module = nn.RotaryEmbedding(8, 4)
+    with torch.inference_mode():
+        if change == "build":
+            module = nn.RotaryEmbedding(8, 16)
+        elif change == "forward":
+            module(x)
+        else:
+            module.double().float()
+            module._apply(torch.clone)
+    assert not module.cos.is_inference()
+    x.requires_grad_()
+    with kz.backend(here()):
+        module(x, at).sum().backward()
+    assert x.grad.shape == x.shape
+
+
 def test_opcheck():
     x = torch.randn(2, 5, 3, 8).transpose(1, 2)
     torch.utils.deterministic.fill_uninitialized_memory = False
     for ids in (None, torch.tensor(GIVEN)):
-        args = (x, *tables(x, 6), ids, False, True, here())
-        torch.library.opcheck(torch.ops.kernelzoo.rotary.default, args)
+        for t in (x, torch.randn(2, 3, 8, 5).transpose(-1, -2)):
+            args = (t, *tables(t, 6), ids, False, True, here())
+            torch.library.opcheck(torch.ops.kernelzoo.rotary.default, args)

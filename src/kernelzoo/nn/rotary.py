@@ -12,8 +12,8 @@ class RotaryEmbedding(torch.nn.Module):
 
     The tables are buffers that no state dict holds. They stay float32 (or become float64) whatever dtype the module is
     converted to, and grow when an input is longer or, on a CPU, a position larger than they reach; on other devices a
-    look at the positions would wait for the device: there call `reach(positions)` first where they exceed
-    max_positions.
+    look at the positions would wait for the device, and compiled code does not look: there call `reach(positions)`
+    first where they exceed max_positions.
     """
 
     def __init__(self, dim, max_positions=2048, base=10000.0, *, interleaved=False, inv_freq=None):
@@ -28,14 +28,20 @@ class RotaryEmbedding(torch.nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def _tables(self, positions, device, dtype=torch.float32):
-        return rotary_tables(
-            positions, self.dim, self.base, inv_freq=self.inv_freq, device=device, dtype=dtype
-        )
+        def build():
+            return rotary_tables(
+                positions, self.dim, self.base, inv_freq=self.inv_freq, device=device, dtype=dtype
+            )
+
+        if not torch.is_inference_mode_enabled():
+            return build()
+        with torch.inference_mode(False):  # the backward could not save tables that were made in that mode
+            return build()
 
     def _apply(self, fn, recurse=True):
         device, dtype, rows = self.cos.device, self.cos.dtype, self.cos.shape[0]
         super()._apply(fn, recurse)
-        if self.cos.device != device or self.cos.dtype != dtype:
+        if self.cos.device != device or self.cos.dtype != dtype or self.cos.is_inference():
             dtype = torch.float64 if self.cos.dtype == torch.float64 else torch.float32
             self.cos, self.sin = self._tables(rows, self.cos.device, dtype)
         return self

@@ -112,7 +112,7 @@ class NormFunction(KernelFunction):
             return "few elements on a GPU" if below(x.numel(), SMALL_GPU) else None
         if below(x.numel(), SMALL):
             return "few elements on a CPU"
-        if residual is None and not rms and below(x.numel() * x.dtype.itemsize, LARGE):
+        if not rms and below(x.numel(), LARGE if residual is None else LARGE_SUM):
             return "few elements for torch's own kernel to lose on a CPU"
         return None
 
@@ -182,11 +182,12 @@ def _shared(d, dtypes, need_dx, need_dr, dw, db):
 
 # Of fewer elements x̂ is always the same (±1 of two), dx nothing but rounding, and nothing is left to a kernel.
 SHORTEST = 4
-# "auto" on a CPU, fp32, forward and backward together, C++ over the best of eager and compile on one loaded core:
-# rms_norm, which torch composes of several passes, 2.4 at 4096x1024, with a residual 1.5; layer_norm with a residual
-# 1.3, without 0.5 to 0.6 at 256x768 and 0.8 to 1.0 at 4096x1024, where results come to lie in huge pages.
+# Elements. "auto" on a CPU, forward and backward together, C++ over the best of eager and compile on one loaded core:
+# rms_norm, which torch composes of several passes, 1.0 at 256x768 and 2.2 at 4096x1024; layer_norm 0.6 at 256x768, 0.85
+# at 2048x1024 and 1.1 at 4096x1024 (fp32 and bf16); with a residual 0.7, 1.2 (bf16 1.0) and 1.2.
 SMALL = 1 << 17
-LARGE = 8 << 20  # bytes
+LARGE = 1 << 22
+LARGE_SUM = 1 << 21
 # On a GPU nothing has been measured yet. The residual's sum saves a read of s: worth the 20 us that a call costs the
 # host from here on at 4.8 TB/s.
 SMALL_GPU = 1 << 24

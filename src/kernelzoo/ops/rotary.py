@@ -8,19 +8,38 @@ import torch
 
 from .core import ArgumentError, ArgumentTypeError, KernelFunction, below, define
 from .core.checks import same_device
+from .core.function import transform
 
 rotary = define(
     "rotary(Tensor x, Tensor cos, Tensor sin, Tensor? position_ids, bool interleaved, bool inverse) -> Tensor",
     "rotary",
-    fake=lambda x, *_: torch.empty_like(x),
+    fake=lambda x, *_: torch.empty_like(x) if _adjacent(x) else x.new_empty(x.shape),
     prepare=lambda x, cos, sin, position_ids, *flags: (
-        x if x.stride(3) == 1 or x.shape[3] == 1 else x.clone(memory_format=torch.contiguous_format),
+        x if _adjacent(x) else x.clone(memory_format=torch.contiguous_format),
         _table(cos, x),
         _table(sin, x),
-        None if position_ids is None else position_ids.long(),
+        None if position_ids is None else _checked(position_ids, cos, flags[1]).long(),
         *flags,
     ),
 )
+
+
+def _adjacent(x):
+    """Whether x's features are: so the kernels read it, and lay the result out like it."""
+    return x.stride(3) == 1 or x.shape[3] == 1
+
+
+def _checked(position_ids, cos, already=False):
+    """In the op and in the formula, so that compiled code raises too; on other devices a look would wait for them."""
+    if not already and position_ids.device.type == "cpu" and position_ids.numel():
+        rows = cos.shape[0]
+        low, high = (int(t) for t in position_ids.aminmax())
+        if low < 0 or high >= rows:
+            raise ArgumentError(
+                f"rotary_embedding: position_ids go from {low} to {high} but the tables have {rows} rows; expected "
+                f"positions in [0, {rows}): make longer tables with rotary_tables or RotaryEmbedding.reach"
+            )
+    return position_ids
 
 
 def _acc(x):
@@ -62,6 +81,8 @@ class RotaryFunction(KernelFunction):
         if position_ids is None:
             cos, sin = cos[: x.shape[-2]], sin[: x.shape[-2]]
         else:
+            if not torch.compiler.is_compiling() and transform() is None:
+                _checked(position_ids, cos)
             cos, sin = cos[position_ids], sin[position_ids]
         cos, sin = cos.to(acc), sin.to(acc)
         if cos.dim() == 3:  # (B, L, half) beside (B, ..., L, half)
@@ -127,22 +148,9 @@ def rotary_embedding(x, cos, sin, position_ids=None, *, interleaved=False):
     if not _fits(x, cos, sin, position_ids):
         _explain(x, cos, sin, position_ids)
         return RotaryFunction.formula(x, cos, sin, position_ids, interleaved)
-    if position_ids is not None and x.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_range(position_ids, cos.shape[0])
     if torch.is_grad_enabled() and (cos.requires_grad or sin.requires_grad):
         return RotaryFunction.formula(x, cos, sin, position_ids, interleaved)
     return RotaryFunction.call(x, cos, sin, position_ids, bool(interleaved))
-
-
-def _check_range(position_ids, rows):
-    if torch._C._functorch.peek_interpreter_stack() is not None or not position_ids.numel():
-        return
-    low, high = (int(t) for t in position_ids.aminmax())
-    if low < 0 or high >= rows:
-        raise ArgumentError(
-            f"rotary_embedding: position_ids go from {low} to {high} but the tables have {rows} rows; expected "
-            f"positions in [0, {rows})"
-        )
 
 
 def _fits(x, cos, sin, position_ids):
