@@ -564,7 +564,7 @@ def test_decode_gradient_is_the_formulas():
     theirs = T.scaled_dot_product_attention(q, cache[:, :, :4], cache[:, :, :4])
     torch.testing.assert_close(grad, torch.autograd.grad(theirs.sum(), q)[0])
     with kz.backend(here()):
-        with pytest.raises(kz.BackendUnavailable, match="attention_decode: .* a gradient is asked for"):
+        with pytest.raises(kz.BackendUnavailable, match="a gradient is asked for"):
             F.attention_decode(q, cache, cache, torch.tensor([4]))
         F.attention_decode(q.detach(), cache, cache, torch.tensor([4]))
 
@@ -644,6 +644,7 @@ def test_autocast_as_torch():
                 assert F.scaled_dot_product_attention(q, k, v, alibi_slopes=SLOPES).dtype == torch.bfloat16
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_proxies_and_nested_tensors_are_torchs():
     class Model(torch.nn.Module):
         def forward(self, q, k, v):
