@@ -58,7 +58,7 @@ void attention_fwd(int dtype, const Attention& a, int threads) {
 }
 
 int64_t attention_bwd_size(int dtype, Attention& a, int threads) {
-  const int64_t heads = std::max<int64_t>(1, a.B * a.Hkv), items = ceil_div(a.Lq, BLOCK_M) * (a.H / a.Hkv), 
+  const int64_t heads = std::max<int64_t>(1, a.B * a.Hkv), items = ceil_div(a.Lq, BLOCK_M) * (a.H / a.Hkv),
                 slot = a.Lk * (padded_columns(a.D) + padded_columns(a.Dv));
   const int64_t wanted = std::min(ceil_div(BWD_TASKS, heads), ceil_div(items, 4));
   a.chunks = std::max<int64_t>(1, std::min(wanted, BWD_BYTES / std::max<int64_t>(1, heads * slot * (dtype == F64 ? 8 : 4))));
@@ -69,7 +69,9 @@ void attention_bwd(int dtype, const Attention& a, int threads) {
   const AttentionKernels& k = attention(entry(dtype));
   const int64_t heads = a.B * a.Hkv, blocks = ceil_div(a.Lk, BLOCK_N), tasks = heads * a.chunks;
   if (a.dq.p || a.dk.p || a.dv.p) {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (tasks > 1 && shared(a))
+    // no more than there are slots, of which a thread takes its own where chunks is 1
+    const int team = static_cast<int>(std::min<int64_t>(threads, std::max<int64_t>(1, tasks)));
+#pragma omp parallel for schedule(dynamic, 1) num_threads(team) if (tasks > 1 && shared(a))
     for (int64_t t = 0; t < tasks; ++t) {
       const int64_t head = t / a.chunks, b = head / a.Hkv, hk = head % a.Hkv;
       k.bwd(a, b, hk, t % a.chunks, a.chunks > 1 ? t : thread());

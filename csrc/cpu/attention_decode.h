@@ -64,18 +64,18 @@ T weigh(const Attention& a, int64_t position, T slope, int64_t j0, int64_t n, T*
       for (int64_t l = 0; l < W; ++l) x[l] = T(a.softcap) * math::tanh(x[l] / T(a.softcap));
     }
     if (a.slopes) x -= slope * __builtin_convertvector(static_cast<Int>(position - j0) - key, Vec<T>);
-    x = (key >= low) & (key <= high) ? x * LOG<T> : splat(T(-INFINITY));
+    x = (key >= low) & (key <= high) ? x : splat(T(-INFINITY));
     storev(s + j, x);
     top = larger<T>(top, x);
   }
   T max = running_max;
   for (int64_t l = 0; l < W; ++l) max = top[l] > max ? top[l] : max;
   const T shift = max == T(-INFINITY) ? T(0) : max;
-  const T factor = max == running_max ? T(1) : exp_scaled<P>(splat(running_max - shift))[0];
+  const T factor = max == running_max ? T(1) : exp_scaled<P>(splat((running_max - shift) * LOG<T>))[0];
   running_max = max;
   running_sum *= factor;
   for (int64_t j = 0; j < n; j += W) {
-    const Vec<T> x = exp_scaled<P>(loadv(s + j) - shift);
+    const Vec<T> x = exp_scaled<P>((loadv(s + j) - shift) * LOG<T>);
     running_sum += x;
     if constexpr (P::DOT) {
 #ifdef KERNELZOO_ISA_avx512

@@ -34,6 +34,20 @@ inline Vec<double> exp_scaled(Vec<double> t) {
 template <class T>
 constexpr T LOG = sizeof(T) == 4 ? T(1.44269504088896340736) : T(1);
 
+// x, a rounded product: no compiler fuses it into what follows. Of a large score, s c - m with one rounding and m =
+// s c with its own may differ by more than exp can take.
+template <class T>
+inline Vec<T> settled(Vec<T> x) {
+#if defined(KERNELZOO_ISA_avx512)
+  asm("" : "+v"(x));
+#elif KERNELZOO_X86
+  asm("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+  return x;
+}
+
 template <class T>
 inline Vec<T> larger(Vec<T> a, Vec<T> b) {
   return b > a ? b : a;
@@ -158,18 +172,30 @@ void draw(const Attention& a, const Tile<T>& tile, int64_t b, int64_t h, int64_t
   }
 }
 
-// Scores as the softmax takes them: scaled, capped, biased; -inf where a query does not see a key.
+// Whether scores need no more than a positive factor, of which softmax takes care itself.
+inline bool is_plain(const Attention& a) {
+  return a.softcap == 0 && !a.slopes && !a.bias_kind && a.scale > 1e-30 && a.scale < 1e30;
+}
+
+// The factor that finish_scores leaves to the softmax.
+template <class T>
+inline T unit(const Attention& a) {
+  return is_plain(a) ? T(a.scale) : T(1);
+}
+
+// Scores as the softmax takes them: scaled but for `unit`, capped, biased; -inf where a query does not see a key.
 template <class T, bool CAP>
 void finish_scores(const Attention& a, const Queries<T>& q, const Tile<T>& tile, int64_t j0, int64_t n, bool edge) {
   constexpr int64_t W = WIDTH<T>;
   using Int = typename Lanes<T>::Int;
-  const T scale = T(a.scale), cap = T(a.softcap);
+  const T scale = is_plain(a) ? T(1) : T(a.scale), cap = T(a.softcap);
   const Vec<T> hidden = splat(T(-INFINITY));
   for (int64_t j = 0; j < n; ++j) {
     const Int key = static_cast<Int>(j0 + j);
     for (int64_t l = 0; l < padded_columns(q.count); l += W) {
       const int64_t at = j * BLOCK_M + l;
       Vec<T> x = loadv(tile.s + at) * scale;
+      Vec<T> derivative = {};
       const IVec<T> position = loadi<T>(q.position + l);
       if (CAP) {
         Vec<T> u = x / cap;
@@ -179,7 +205,7 @@ void finish_scores(const Attention& a, const Queries<T>& q, const Tile<T>& tile,
         for (int64_t i = 0; i < W; ++i) lanes[i] = math::tanh(lanes[i]);
         u = loadv(lanes);
         x = u * cap;
-        if (tile.cap) storev(tile.cap + at, T(1) - u * u);
+        derivative = T(1) - u * u;
       }
       if (a.slopes) {
         const IVec<T> distance = position > key ? position - key : key - position;
@@ -194,14 +220,13 @@ void finish_scores(const Attention& a, const Queries<T>& q, const Tile<T>& tile,
         const IVec<T> sees =
             (position + static_cast<Int>(a.right) >= key) & (position - static_cast<Int>(a.left) <= key);
         x = sees ? x : hidden;
+        if (CAP) derivative = sees ? derivative : Vec<T>{};  // there s may be anything
       }
+      if (CAP && tile.cap) storev(tile.cap + at, derivative);
       storev(tile.s + at, x);
     }
   }
 }
-
-// Whether scores need more than a positive factor, of which softmax takes care itself.
-inline bool is_plain(const Attention& a) { return a.softcap == 0 && !a.slopes && !a.bias_kind && a.scale > 0; }
 
 // Whether some query of the block does not see some key from j0 to j0 + n.
 template <class T>
@@ -209,18 +234,16 @@ bool on_edge(const Attention& a, const Queries<T>& q, int64_t j0, int64_t n) {
   return j0 < q.last - a.left || j0 + n - 1 > q.first + a.right;
 }
 
-// The factor that softmax still has to apply to a tile's scores.
 template <class S, class T>
-T finished(const Attention& a, const Queries<T>& q, const Tile<T>& tile, int64_t b, int64_t h, int64_t i0, int64_t j0,
+void finish(const Attention& a, const Queries<T>& q, const Tile<T>& tile, int64_t b, int64_t h, int64_t i0, int64_t j0,
            int64_t n, bool edge) {
-  if (!edge && is_plain(a)) return T(a.scale) * LOG<T>;
+  if (!edge && is_plain(a)) return;
   if (a.bias_kind) load_bias<S>(a, tile, b, h, i0, q.count, j0, n);
   if (a.softcap != 0) {
     finish_scores<T, true>(a, q, tile, j0, n, edge);
   } else {
     finish_scores<T, false>(a, q, tile, j0, n, edge);
   }
-  return LOG<T>;
 }
 
 #ifdef KERNELZOO_ISA_avx512
@@ -239,7 +262,7 @@ inline __m512i paired(__m512i both) {
 }
 #endif
 
-// Running maximum and sum of a query's scores, in exp_scaled's units, and the factor for what was summed before.
+// Running maximum and sum of a query's scores, which lack `unit`, and the factor for what was summed before.
 template <class T>
 struct Running {
   alignas(64) T max[BLOCK_M];
@@ -247,7 +270,7 @@ struct Running {
   alignas(64) T factor[BLOCK_M];
 };
 
-// p = exp(s - max), in place, or as pairs of keys in `pairs` (n / 2, BLOCK_M). Returns whether a factor is not 1.
+// p = 2^(c (s - max)): the difference first, as c s may overflow, and rounds. In place, or as pairs of keys in `pairs` (n / 2, BLOCK_M). Returns whether a factor is not 1.
 template <class P, bool DROP, int G, class T>
 bool softmax_part(const Tile<T>& tile, int64_t l, int64_t n, T c, Running<T>& run, T* pairs) {
   constexpr int64_t W = WIDTH<T>;
@@ -264,14 +287,14 @@ bool softmax_part(const Tile<T>& tile, int64_t l, int64_t n, T c, Running<T>& ru
   Vec<T> before[G];
   for (int g = 0; g < G; ++g) {
     before[g] = loadv(run.max + l + g * W);
-    const Vec<T> max = larger<T>(before[g], top[g] * c);
+    const Vec<T> max = larger<T>(before[g], top[g]);
     storev(run.max + l + g * W, max);
     top[g] = max == T(-INFINITY) ? Vec<T>{} : max;
     const IVec<T> changed = max > before[g];
     for (int64_t i = 0; i < W; ++i) moved |= changed[i] != 0;
   }
   const auto weight = [&](int64_t j, int g) {
-    const Vec<T> p = exp_scaled<P>(loadv(s + j * BLOCK_M + g * W) * c - top[g]);
+    const Vec<T> p = exp_scaled<P>((loadv(s + j * BLOCK_M + g * W) - top[g]) * c);
     sum[g] += p;
     return DROP ? (Vec<T>)((IVec<T>)p & loadi<T>(keep + j * BLOCK_M + g * W)) : p;
   };
@@ -288,7 +311,7 @@ bool softmax_part(const Tile<T>& tile, int64_t l, int64_t n, T c, Running<T>& ru
       for (int g = 0; g < G; ++g) storev(s + j * BLOCK_M + g * W, weight(j, g));
   }
   for (int g = 0; g < G; ++g) {
-    const Vec<T> factor = moved ? exp_scaled<P>(before[g] - top[g]) : splat(T(1));
+    const Vec<T> factor = moved ? exp_scaled<P>((before[g] - top[g]) * c) : splat(T(1));
     storev(run.factor + l + g * W, factor);
     storev(run.sum + l + g * W, loadv(run.sum + l + g * W) * factor + sum[g]);
   }
@@ -312,9 +335,9 @@ struct Gradients {
   T *p_rows, *ds_rows, *ds_pairs;  // (key, pair of queries) twice, (pair of keys, query)
 };
 
-// p = exp(s - lse), ds = p (dp - delta), both without what dropout took, whose factor 1 / (1 - p) dp still lacks.
+// p = exp(unit s - lse), ds = p (dp - delta), both without what dropout took, whose factor 1 / (1 - p) dp still lacks.
 template <class P, bool DROP, bool CAP, int G, class T>
-void gradient_part(const Tile<T>& tile, const Gradients<T>& g, int64_t l, int64_t n, T c, const T* lse, const T* delta,
+void gradient_part(const Tile<T>& tile, const Gradients<T>& g, int64_t l, int64_t n, T unit, const T* lse, const T* delta,
                    T kept) {
   constexpr int64_t W = WIDTH<T>;
   Vec<T> shift[G], sub[G];
@@ -327,7 +350,8 @@ void gradient_part(const Tile<T>& tile, const Gradients<T>& g, int64_t l, int64_
   };
   const auto both = [&](int64_t j, int v) {
     const int64_t at = j * BLOCK_M + l + v * W;
-    Vec<T> p = exp_scaled<P>(loadv(tile.s + at) * c - shift[v]), dp = loadv(g.dp + at);
+    const Vec<T> s = settled<T>(loadv(tile.s + at) * unit);
+    Vec<T> p = exp_scaled<P>((s - shift[v]) * LOG<T>), dp = loadv(g.dp + at);
     Vec<T> used = p;
     if (DROP) {
       const IVec<T> keep = loadi<T>(tile.keep + at);
@@ -366,11 +390,11 @@ void gradient_part(const Tile<T>& tile, const Gradients<T>& g, int64_t l, int64_
 }
 
 template <class P, bool DROP, bool CAP, class T>
-void gradient_step(const Tile<T>& tile, const Gradients<T>& g, int64_t m, int64_t n, T c, const T* lse,
+void gradient_step(const Tile<T>& tile, const Gradients<T>& g, int64_t m, int64_t n, T unit, const T* lse,
                    const T* delta, T kept) {
   constexpr int64_t W = WIDTH<T>;
   int64_t l = 0;
   for (; l + 2 * W <= padded_columns(m); l += 2 * W)
-    gradient_part<P, DROP, CAP, 2>(tile, g, l, n, c, lse, delta, kept);
-  for (; l < padded_columns(m); l += W) gradient_part<P, DROP, CAP, 1>(tile, g, l, n, c, lse, delta, kept);
+    gradient_part<P, DROP, CAP, 2>(tile, g, l, n, unit, lse, delta, kept);
+  for (; l < padded_columns(m); l += W) gradient_part<P, DROP, CAP, 1>(tile, g, l, n, unit, lse, delta, kept);
 }

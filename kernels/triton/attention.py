@@ -20,6 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .attention_bwd import attention_bwd
 from .attention_decode import attention_decode
 from .attention_scores import (
+    EXACT,
     LN2,
     LOG2E,
     SIZES,
@@ -55,7 +56,8 @@ def _walk_keys(
     PRECISION: tl.constexpr, FAST: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
-    """acc, l, m after keys lo..hi - 1: sums of p v and of p, relative to 2^m, the largest so far."""
+    """acc, l, m after keys lo..hi - 1: sums of p v and of p, relative to the exponential of m, the largest
+    score so far (with FOLD: before scale)."""
     offs_d = tl.arange(0, BLOCK_D)
     offs_dv = tl.arange(0, BLOCK_DV)
     for start_n in range(lo, hi, BLOCK_N):
@@ -73,17 +75,13 @@ def _walk_keys(
             bias_ptrs + key.to(tl.int64) * stride_bn if BIAS != "none" else 0, (rows < Lq)[:, None] & (key < Lk),
             slope, scale, softcap, BIAS, HAS_SLOPES, HAS_SOFTCAP, MASKED, FOLD, FAST,
         )  # fmt: skip
+        unit = tl.full([], LOG2E, ACC)
         if FOLD:
-            unit = scale * LOG2E
-            peak = tl.maximum(m, tl.max(s, axis=1) * unit)
-        else:
-            peak = tl.maximum(m, tl.max(s, axis=1))
+            unit *= scale
+        peak = tl.maximum(m, tl.max(s, axis=1))
         zero = tl.where(peak == float("-inf"), 0.0, peak)  # nothing seen yet: e^(-inf - -inf) would be NaN
-        if FOLD:
-            p = tl.exp2(s * unit - zero[:, None])
-        else:
-            p = tl.exp2(s - zero[:, None])
-        alpha = tl.exp2(m - zero)
+        p = tl.exp2((s - zero[:, None]) * unit)
+        alpha = tl.exp2((m - zero) * unit)
         m = peak
         l = l * alpha + tl.sum(p, axis=1)
         if DROPOUT:
@@ -152,7 +150,9 @@ def _attend(
     factor = tl.where(l == 0.0, 0.0, 1.0 / l)
     if DROPOUT:
         factor *= tl.full([], keep_scale, ACC)
-    return acc * factor[:, None], (m + tl.log2(l)) * LN2
+    if FOLD:
+        m *= scale
+    return acc * factor[:, None], m + tl.log2(l) * LN2
 
 
 @triton.jit(do_not_specialize=[*SIZES, "together"])
@@ -288,7 +288,7 @@ def attention_fwd(
         q, k, v, bias, slopes, key_lengths, cu_q, cu_k, seed, max_q, max_k, scale, left, right, align_end, softcap,
         dropout_p,
     )  # fmt: skip
-    common["FOLD"] = common["BIAS"] != "float" and slopes is None and not softcap > 0 and scale > 1e-30
+    common["FOLD"] = common["BIAS"] != "float" and slopes is None and not softcap > 0 and 1e-30 < scale < 1e30
     descriptors = (
         has_descriptor_kernel(target, q.dtype, q.shape[3], v.shape[3])
         and bias is None
@@ -307,10 +307,10 @@ def attention_fwd(
             _attention_fwd_desc_kernel[(min(blocks, target.num_sms),)](
                 q_desc=_descriptor(q, tile["BLOCK_M"]), k_desc=_descriptor(k, tile["BLOCK_N"]),
                 v_desc=_descriptor(v, tile["BLOCK_N"]), o_desc=_descriptor(o, tile["BLOCK_M"], tile["SLICES"]),
-                DTYPE=STORAGE[q.dtype], **common,
+                DTYPE=STORAGE[q.dtype], **common, **EXACT,
             )  # fmt: skip
         else:
             _attention_fwd_kernel[(blocks,)](
-                q_ptr=q, k_ptr=k, v_ptr=v, o_ptr=o, **common, **strides(q=q, k=k, v=v, o=o)
+                q_ptr=q, k_ptr=k, v_ptr=v, o_ptr=o, **common, **EXACT, **strides(q=q, k=k, v=v, o=o)
             )
     return o, lse

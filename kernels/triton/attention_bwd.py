@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from .attention_scores import (
+    EXACT,
     LOG2E,
     SIZES,
     arguments,
@@ -57,15 +58,15 @@ def _attention_delta_kernel(
 
 
 @triton.jit
-def _load_lse2(lse_ptr, rows, Lq):
-    """lse in units of log2, such that p = 2^(s2 - lse2) is 0 in rows that see nothing and beyond the last."""
+def _load_lse(lse_ptr, rows, Lq):
+    """lse, such that p = e^(s - lse) is 0 in rows that see nothing and beyond the last."""
     lse = tl.load(lse_ptr + rows, mask=rows < Lq, other=float("inf"))
-    return tl.where(lse == float("-inf"), 0.0, lse * LOG2E)
+    return tl.where(lse == float("-inf"), 0.0, lse)
 
 
 @triton.jit
 def _p_and_ds(
-    qk, dp, pos, key, lse2, delta, keep, visible, bias_ptrs, bias_mask, slope, scale, softcap, keep_scale,
+    qk, dp, pos, key, lse, delta, keep, visible, bias_ptrs, bias_mask, slope, scale, softcap, keep_scale,
     BIAS: tl.constexpr, HAS_SLOPES: tl.constexpr, HAS_SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr,
     MASKED: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
@@ -74,7 +75,7 @@ def _p_and_ds(
         qk, pos, key, visible, bias_ptrs, bias_mask, slope, scale, softcap, BIAS, HAS_SLOPES, HAS_SOFTCAP,
         MASKED, False, FAST,
     )  # fmt: skip
-    p = tl.exp2(s - lse2)
+    p = tl.exp2((s - lse) * LOG2E)
     dropped = p
     if DROPOUT:
         dropped = tl.where(keep, p * keep_scale, 0.0)
@@ -111,10 +112,10 @@ def _walk_queries(
         q = load_rows(q_start, offs_m, stride_qm, offs_d, Lq - start_m, D, True, EVEN_D)
         do_start = do_ptr + tl.cast(start_m, tl.int64) * stride_dom
         do = load_rows(do_start, offs_m, stride_dom, offs_dv, Lq - start_m, Dv, True, EVEN_DV)
-        lse2 = _load_lse2(lse_ptr, rows, Lq)[None, :]
+        lse = _load_lse(lse_ptr, rows, Lq)[None, :]
         qk = dot(k, tl.trans(q), zero, ACC, PRECISION)
         dp = zero
-        delta = lse2
+        delta = lse
         if NEED_DK:
             dp = dot(v, tl.trans(do), zero, ACC, PRECISION)
             delta = tl.load(delta_ptr + rows, mask=rows < Lq, other=0.0)[None, :]
@@ -123,7 +124,7 @@ def _walk_queries(
             row_block = first_block + rows.to(tl.int64) * padded_k
             keep = tl.trans(kept(seed, row_block, start_n, threshold, BLOCK_M, BLOCK_N))
         p, _, dqk = _p_and_ds(
-            qk, dp, pos, key, lse2, delta, keep,
+            qk, dp, pos, key, lse, delta, keep,
             is_visible(pos, key, valid, left, right, HAS_LEFT, HAS_RIGHT),
             bias_ptr + query.to(tl.int64) * stride_bm + key.to(tl.int64) * stride_bn if BIAS != "none" else 0,
             (query < Lq) & (key < Lk), slope, scale, softcap, keep_scale,
@@ -223,7 +224,7 @@ def _attention_bwd_dkv_kernel(
 
 @triton.jit
 def _walk_keys(
-    dq, q, do, lse2, delta, k_ptr, v_ptr, stride_kn, stride_vn, lo, hi, rows, pos, Lq, Lk, valid,
+    dq, q, do, lse, delta, k_ptr, v_ptr, stride_kn, stride_vn, lo, hi, rows, pos, Lq, Lk, valid,
     bias_ptrs, stride_bn, slope, row_block, seed, threshold, keep_scale, scale, softcap, left, right, D, Dv,
     MASKED: tl.constexpr,
     BIAS: tl.constexpr, HAS_SLOPES: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
@@ -248,7 +249,7 @@ def _walk_keys(
         if DROPOUT:
             keep = kept(seed, row_block, start_n, threshold, BLOCK_M, BLOCK_N)
         _, _, dqk = _p_and_ds(
-            qk, dp, pos, key, lse2, delta, keep,
+            qk, dp, pos, key, lse, delta, keep,
             is_visible(pos, key, valid, left, right, HAS_LEFT, HAS_RIGHT),
             bias_ptrs + key.to(tl.int64) * stride_bn if BIAS != "none" else 0, (rows < Lq)[:, None] & (key < Lk),
             slope, scale, softcap, keep_scale, BIAS, HAS_SLOPES, HAS_SOFTCAP, DROPOUT, MASKED, FAST,
@@ -295,7 +296,7 @@ def _attention_bwd_dq_kernel(
         q = load_rows(q_start, rows, stride_qm, offs_d, Lq, D, True, EVEN_D)
         do = load_rows(do_start, rows, stride_dom, offs_dv, Lq, Dv, True, EVEN_DV)
         first_row = (at * H + head) * total_q + start_q
-        lse2 = _load_lse2(lse_ptr + first_row, rows, Lq)[:, None]
+        lse = _load_lse(lse_ptr + first_row, rows, Lq)[:, None]
         delta = tl.load(delta_ptr + first_row + rows, mask=rows < Lq, other=0.0)[:, None]
         slope = scale
         if HAS_SLOPES:
@@ -323,7 +324,7 @@ def _attention_bwd_dq_kernel(
                 start, end = full_hi, hi
             if part == 2 or (EDGES_APART and (part == 1 or HAS_LEFT)):
                 dq = _walk_keys(
-                    dq, q, do, lse2, delta, k_ptr + at * stride_kb + kv_head * stride_kh + start_k * stride_kn,
+                    dq, q, do, lse, delta, k_ptr + at * stride_kb + kv_head * stride_kh + start_k * stride_kn,
                     v_ptr + at * stride_vb + kv_head * stride_vh + start_k * stride_vn, stride_kn, stride_vn,
                     start, end, rows, pos, Lq, Lk, valid, bias_ptrs, stride_bn, slope, row_block, seed,
                     threshold, keep_scale, scale, softcap, left, right, D, Dv, part != 1, BIAS, HAS_SLOPES,
@@ -400,7 +401,7 @@ def _attention_bwd_dbias_kernel(
                 do = load_rows(do_start, rows, stride_dom, offs_dv, Lq, Dv, True, EVEN_DV)
                 v = load_rows(v_start, start_n + offs_n, stride_vn, offs_dv, valid, Dv, True, EVEN_DV)
                 dp = dot(do, tl.trans(v), zero, ACC, PRECISION)
-                lse2 = _load_lse2(lse_ptr + first_row, rows, Lq)[:, None]
+                lse = _load_lse(lse_ptr + first_row, rows, Lq)[:, None]
                 delta = tl.load(delta_ptr + first_row + rows, mask=rows < Lq, other=0.0)[:, None]
                 bias_ptrs = bias_ptr + b * stride_bb + head * stride_bh
                 bias_ptrs += rows[:, None].to(tl.int64) * stride_bm + key.to(tl.int64) * stride_bn
@@ -409,7 +410,7 @@ def _attention_bwd_dbias_kernel(
                     row_block = ((b * H + head) * max_q + rows) * padded_k
                     keep = kept(seed, row_block, start_n, threshold, BLOCK_M, BLOCK_N)
                 _p, ds, _dqk = _p_and_ds(
-                    qk, dp, pos, key, lse2, delta, keep,
+                    qk, dp, pos, key, lse, delta, keep,
                     is_visible(pos, key, valid, left, right, HAS_LEFT, HAS_RIGHT),
                     bias_ptrs, (rows < Lq)[:, None] & (key < Lk), slope, scale, softcap, keep_scale,
                     BIAS, HAS_SLOPES, HAS_SOFTCAP, DROPOUT, True, FAST,
@@ -453,7 +454,7 @@ def _dbias(bias, target, width, B, H, Lq, Lk, tensors, common):
     sizes = [p if s else n for p, s, n in zip(programs, shared[2:], (Lq, Lk), strict=True)]
     partial = torch.empty((*own, *sizes), dtype=acc_dtype(bias.dtype), device=bias.device)
     common = {name: value for name, value in common.items() if name not in ("cu_q_ptr", "cu_k_ptr", "PACKED")}
-    with launch_on(bias):
+    with launch_on(bias):  # not EXACT: that spills 24 bytes on sm_90 at 128 features
         _attention_bwd_dbias_kernel[(own[0] * own[1] * programs[0] * programs[1],)](
             **tensors, partial_ptr=partial, heads=H // own[1] if own[1] else 1,
             batches=B // own[0] if own[0] else 1, rows_each=each[0], columns_each=each[1],
@@ -500,7 +501,7 @@ def attention_bwd(
                 _attention_bwd_dkv_kernel[(B * kv_heads * triton.cdiv(max_k, tile["BLOCK_N"]),)](
                     **tensors, dk_ptr=dk, dv_ptr=dv, B=B, together=heads_together(k, v, max_k, 1),
                     max_k=max_k, **strides(dk=dk if need_dk else k, dv=dv if need_dv else v),
-                    NEED_DK=with_dk, NEED_DV=with_dv, **common, **tile,
+                    NEED_DK=with_dk, NEED_DV=with_dv, **common, **tile, **EXACT,
                 )  # fmt: skip
         if need_dq:
             tile = dq_tile(target, q.dtype, width, full)
@@ -513,6 +514,7 @@ def attention_bwd(
                 **strides(dq=dq),
                 **common,
                 **tile,
+                **EXACT,
             )
     if need_dbias:
         dbias = _dbias(bias, target, width, B, H, q.shape[2], k.shape[2], tensors, common)

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .attention_scores import block_d, dot, is_visible, scores
+from .attention_scores import EXACT, LN2, LOG2E, block_d, dot, is_visible, scores
 from .attention_tiles import decode_tile
 from .math import narrow
 from .runtime import STORAGE, acc_dtype, is_fast, launch_on, matmul_precision, target_of
@@ -22,7 +22,7 @@ from .runtime import STORAGE, acc_dtype, is_fast, launch_on, matmul_precision, t
     do_not_specialize=["group", "Lq", "S", "block_size", "splits", "row_blocks", "total_rows", "left"]
 )
 def _attention_decode_kernel(
-    q_ptr, k_ptr, v_ptr, lengths_ptr, table_ptr, slopes_ptr, o_ptr, lse2_ptr,
+    q_ptr, k_ptr, v_ptr, lengths_ptr, table_ptr, slopes_ptr, o_ptr, lse_ptr,
     kv_heads, group, Lq, S, D, Dv, block_size, splits, row_blocks, total_rows,
     stride_qb, stride_qh, stride_qm, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_tb, stride_tn, stride_sb, stride_sh, scale: tl.float64, softcap: tl.float64, left,
@@ -32,7 +32,7 @@ def _attention_decode_kernel(
 ):  # fmt: skip
     """A program attends with BLOCK_M of a key head's group * Lq query rows to one of `splits` runs of its keys.
 
-    o is the result, (rows, Dv), or with SPLIT that of the run alone, (splits, rows, Dv), beside lse2, the log2 of
+    o is the result, (rows, Dv), or with SPLIT that of the run alone, (splits, rows, Dv), beside lse, the log of
     its sum of exponentials: rows are numbered as in a contiguous (B, H, Lq), where a group's are neighbours."""
     pid = tl.program_id(0)
     split = pid % splits
@@ -97,8 +97,8 @@ def _attention_decode_kernel(
         )  # fmt: skip
         peak = tl.maximum(m, tl.max(s, axis=1))
         zero = tl.where(peak == float("-inf"), 0.0, peak)
-        p = tl.exp2(s - zero[:, None])
-        alpha = tl.exp2(m - zero)
+        p = tl.exp2((s - zero[:, None]) * LOG2E)
+        alpha = tl.exp2((m - zero) * LOG2E)
         m = peak
         l = l * alpha + tl.sum(p, axis=1)
         acc = dot(narrow(p, v.dtype), v, acc * alpha[:, None], ACC, PRECISION)
@@ -107,17 +107,17 @@ def _attention_decode_kernel(
     out = bh * group * Lq + row
     if SPLIT:
         out += split * tl.full([], total_rows, tl.int64)
-        tl.store(lse2_ptr + out, m + tl.log2(l), mask=mask_m)
+        tl.store(lse_ptr + out, m + tl.log2(l) * LN2, mask=mask_m)
     o_ptrs = o_ptr + out[:, None] * Dv + offs_dv
     tl.store(o_ptrs, narrow(o, o_ptr.dtype.element_ty), mask=mask_m[:, None] & mask_dv)
 
 
 @triton.jit(do_not_specialize=["splits", "total_rows"])
 def _attention_combine_kernel(
-    partial_ptr, lse2_ptr, o_ptr, Dv, splits, total_rows,
+    partial_ptr, lse_ptr, o_ptr, Dv, splits, total_rows,
     ACC: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
-    """o = sum of partial weighted by 2^lse2, over the splits; a program joins BLOCK_DV columns of one row."""
+    """o = sum of partial weighted by e^lse, over the splits; a program joins BLOCK_DV columns of one row."""
     pid = tl.program_id(0)
     num_d = tl.cdiv(Dv, BLOCK_DV)
     row = (pid // num_d).to(tl.int64)
@@ -128,13 +128,13 @@ def _attention_combine_kernel(
     for start in range(0, splits, BLOCK_S):
         split = (start + tl.arange(0, BLOCK_S)).to(tl.int64)
         mask_s = split < splits
-        lse2 = tl.load(lse2_ptr + split * total_rows + row, mask=mask_s, other=float("-inf"))
+        lse = tl.load(lse_ptr + split * total_rows + row, mask=mask_s, other=float("-inf"))
         part_ptrs = partial_ptr + (split * total_rows + row)[:, None] * Dv + offs_d[None, :]
         part = tl.load(part_ptrs, mask=mask_s[:, None] & (offs_d < Dv)[None, :], other=0.0)
-        peak = tl.maximum(m, tl.max(lse2, axis=0))
+        peak = tl.maximum(m, tl.max(lse, axis=0))
         zero = tl.where(peak == float("-inf"), 0.0, peak)
-        weight = tl.exp2(lse2 - zero)
-        alpha = tl.exp2(m - zero)
+        weight = tl.exp2((lse - zero) * LOG2E)
+        alpha = tl.exp2((m - zero) * LOG2E)
         m = peak
         total = total * alpha + tl.sum(weight, axis=0)
         acc = acc * alpha + tl.sum(part * weight[:, None], axis=0)
@@ -166,17 +166,17 @@ def attention_decode(q, k, v, lengths, block_table, slopes, scale, left, softcap
     splits = num_splits(target, programs, S, tile["BLOCK_N"])
     total_rows = B * H * Lq
     o = torch.empty((B, H, Lq, Dv), dtype=q.dtype, device=q.device)
-    partial, lse2 = o, None
+    partial, lse = o, None
     if splits > 1:
         acc = acc_dtype(q.dtype)
         partial = torch.empty((splits, total_rows, Dv), dtype=acc, device=q.device)
-        lse2 = torch.empty((splits, total_rows), dtype=acc, device=q.device)
+        lse = torch.empty((splits, total_rows), dtype=acc, device=q.device)
     if left >= S + Lq:  # reaches everything
         left = -1
     with launch_on(q):
         _attention_decode_kernel[(programs * splits,)](
             q_ptr=q, k_ptr=k, v_ptr=v, lengths_ptr=lengths, table_ptr=block_table, slopes_ptr=slopes,
-            o_ptr=partial, lse2_ptr=lse2, kv_heads=kv_heads, group=group, Lq=Lq, S=S, D=D, Dv=Dv,
+            o_ptr=partial, lse_ptr=lse, kv_heads=kv_heads, group=group, Lq=Lq, S=S, D=D, Dv=Dv,
             block_size=k.shape[2], splits=splits, row_blocks=row_blocks, total_rows=total_rows,
             stride_qb=q.stride(0), stride_qh=q.stride(1), stride_qm=q.stride(2),
             stride_kb=k.stride(0), stride_kh=k.stride(1), stride_kn=k.stride(2),
@@ -187,12 +187,12 @@ def attention_decode(q, k, v, lengths, block_table, slopes, scale, left, softcap
             scale=scale, softcap=softcap, left=left, PAGED=paged, SPLIT=splits > 1,
             HAS_SLOPES=slopes is not None, HAS_LEFT=left >= 0, HAS_SOFTCAP=softcap > 0,
             ACC=STORAGE[acc_dtype(q.dtype)], PRECISION=precision, FAST=is_fast(q.dtype),
-            BLOCK_D=widths[0], BLOCK_DV=widths[1], **tile,
+            BLOCK_D=widths[0], BLOCK_DV=widths[1], **tile, **EXACT,
         )  # fmt: skip
         if splits > 1:
             columns = min(64, widths[1])
             _attention_combine_kernel[(total_rows * triton.cdiv(Dv, columns),)](
-                partial_ptr=partial, lse2_ptr=lse2, o_ptr=o, Dv=Dv, splits=splits, total_rows=total_rows,
+                partial_ptr=partial, lse_ptr=lse, o_ptr=o, Dv=Dv, splits=splits, total_rows=total_rows,
                 ACC=STORAGE[acc_dtype(q.dtype)], BLOCK_S=16, BLOCK_DV=columns, num_warps=1,
             )  # fmt: skip
     return o

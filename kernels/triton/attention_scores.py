@@ -1,7 +1,9 @@
-"""What the attention kernels share: which keys a query sees, its scores in powers of two, the dropout mask, the
-order of programs; and, for the launchers, the arguments that say all this.
+"""What the attention kernels share: which keys a query sees, its scores, the dropout mask, the order of programs; and,
+for the launchers, the arguments that say all this.
 
-Scores are kept in units of log2, s2 = s * log2 e, because a device has exp2 and no exp.
+A device has exp2 and no exp: e^(s - m) = 2^((s - m) log2 e). The difference comes first, as s log2 e overflows for
+masks of the least float; and no product is fused into it, because s scale - m with one rounding and m = s scale with
+its own may differ by more than exp2 can take: the kernels are compiled with EXACT.
 """
 
 import torch
@@ -13,6 +15,8 @@ from .random import words4
 from .runtime import STORAGE, acc_dtype, is_fast, matmul_precision
 
 LOG2E = tl.constexpr(1.4426950408889634)
+# of a launch
+EXACT = {"enable_fp_fusion": False}
 LN2 = tl.constexpr(0.6931471805599453)
 # Sizes that no load's width depends on: a kernel is compiled once for all of them.
 SIZES = ["B", "H", "group", "Lq", "Lk", "max_q", "padded_k", "left", "right"]  # of every kernel
@@ -145,20 +149,20 @@ def scores(
     BIAS: tl.constexpr, HAS_SLOPES: tl.constexpr, HAS_SOFTCAP: tl.constexpr, MASKED: tl.constexpr,
     FOLD: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """s2 of a tile, -inf where a query may not see a key, and tanh(s / softcap). pos, key, bias_ptrs: tiles, or what
-    broadcasts to one. With FOLD the caller multiplies by scale * log2 e, in one FMA with its subtraction."""
+    """s of a tile, -inf where a query may not see a key, and tanh(s / softcap). pos, key, bias_ptrs: tiles, or what
+    broadcasts to one. With FOLD the caller multiplies by scale, together with log2 e."""
     t = qk
     if HAS_SOFTCAP:
         t = tanh(qk * (scale / softcap), FAST)
-        s = t * (softcap * LOG2E)
+        s = t * softcap
     elif FOLD:
         s = qk
     else:
-        s = qk * (scale * LOG2E)
+        s = qk * scale
     if HAS_SLOPES:
-        s -= (slope * LOG2E) * tl.abs(pos - key).to(s.dtype)
+        s -= slope * tl.abs(pos - key).to(s.dtype)
     if BIAS == "float":
-        s += widen(tl.load(bias_ptrs, mask=bias_mask, other=0.0), s.dtype) * LOG2E
+        s += widen(tl.load(bias_ptrs, mask=bias_mask, other=0.0), s.dtype)
     elif BIAS == "bool":
         s = tl.where(tl.load(bias_ptrs, mask=bias_mask, other=0) != 0, s, float("-inf"))
     if MASKED:

@@ -225,3 +225,15 @@ def test_compiles_whole():
         eager = model(x, y, tgt_mask=mask, tgt_is_causal=True)
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x, y, tgt_mask=mask, tgt_is_causal=True), eager)
+
+
+def test_padding_makes_is_causal_a_hint_only():
+    ours, theirs = pair("MultiheadAttention", E, H, batch_first=True)
+    band = torch.ones(L, L, dtype=torch.bool).triu(2)
+
+    def call(module, x):
+        return module(
+            x, x, x, key_padding_mask=padding(L), attn_mask=band, is_causal=True, need_weights=False
+        )
+
+    same(ours, theirs, call, [tokens(True, L)])

@@ -1,6 +1,7 @@
 """Scaled dot product attention: its options, varlen, decoding over contiguous and paged caches, bad input."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 import kernelzoo as kz
 import kernelzoo.functional as F
 
-from ..harness import BACKENDS, GPU, Case, OpSuite, compiled_quietly, device_of, here, need
+from ..harness import BACKENDS, GPU, Case, OpSuite, assert_as_good, compiled_quietly, device_of, here, need
 
 T = torch.nn.functional
 NAME = "scaled_dot_product_attention"
@@ -141,7 +142,11 @@ def test_shapes_and_masks_as_torch(name, shapes):
 
 
 def test_gqa_with_unlike_heads_as_torch():
-    for heads in (((2, 4, 7, 4), (2, 2, 5, 4), (2, 4, 5, 4)), ((4, 7, 4), (2, 5, 4), (2, 5, 4))):
+    for heads in (
+        ((2, 4, 7, 4), (2, 2, 5, 4), (2, 4, 5, 4)),
+        ((4, 7, 4), (2, 5, 4), (2, 5, 4)),
+        ((2, 6, 7, 4), (2, 2, 5, 4), (2, 3, 5, 4)),
+    ):
         q, k, v = (torch.randn(s) for s in heads)
         theirs = T.scaled_dot_product_attention(q, k, v, enable_gqa=True)
         with kz.backend(here()):
@@ -191,17 +196,143 @@ def test_nan_and_infinite_scores_as_torch(backend):
     torch.testing.assert_close(y, composed(q, k, v, mask), equal_nan=True)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_masks_of_large_numbers_as_torch(backend, dtype):
+    """As models write them; row 5 sees nothing else, and what its keys share there no float holds."""
+    need(backend)
+    device = device_of(backend)
+    q, k, v = qkv(device, dtype, shape=(1, 2, 13, 8), S=13, kv_heads=2, requires_grad=True)
+    exact = [t.detach().double().requires_grad_() for t in (q, k, v)]
+    dy = torch.randn_like(q)
+    dy[:, :, 5] = 0  # p of that row comes from a sum that its log has lost, as torch's own
+    for least in (-1e9, -1e30, -1e38, torch.finfo(dtype).min):
+        mask = torch.zeros(13, 13, dtype=dtype, device=device).masked_fill(
+            torch.ones(13, 13, device=device).triu(1) > 0, least
+        )
+        mask[5] = least
+        results = []
+        for name, tensors, m in (
+            (backend, (q, k, v), mask),
+            ("torch", (q, k, v), mask),
+            ("torch", exact, mask.double()),
+        ):
+            with kz.backend(name):
+                y = F.scaled_dot_product_attention(*tensors, m)
+            others = [i for i in range(13) if i != 5]
+            results.append(
+                (
+                    y.detach()[:, :, others],
+                    *torch.autograd.grad(y, tensors, dy.to(y.dtype), retain_graph=True),
+                )
+            )
+            # the whole of what reaches row 5 is finite
+            assert all(g.isfinite().all() for g in torch.autograd.grad(y.sum(), tensors))
+            if least < -1e20:  # its scores are all the same there
+                whole = tensors[2].mean(-2)
+                torch.testing.assert_close(y[:, :, 5].float(), whole.float(), rtol=2e-2, atol=1e-2)
+        for ours, theirs, oracle in zip(*results, strict=True):
+            assert_as_good(f"{least}", ours, theirs, oracle)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_large_scores_as_torch(backend):
+    need(backend)
+    device = device_of(backend)
+    for features in (8, 10):
+        q, k, v = qkv(device, shape=(1, 2, 13, features), S=13, kv_heads=2)
+        given = [t.requires_grad_() for t in (q * 1e6, k * 1e6, v)]
+        for options in ({}, {"is_causal": True}, {"attn_mask": torch.zeros(13, 13, device=device)}):
+            theirs = composed(*given, **{"attn_mask": None, **options})
+            with kz.backend(backend):
+                ours = F.scaled_dot_product_attention(*given, **options)
+            torch.testing.assert_close(ours, theirs)
+            wanted = given[2]  # p is one in each row; dq and dk are rounding times 1e6
+            torch.testing.assert_close(
+                torch.autograd.grad(ours.sum(), wanted), torch.autograd.grad(theirs.sum(), wanted)
+            )
+        with kz.backend(backend), torch.no_grad():
+            decoded = F.attention_decode(given[0][:, :, -1:], given[1], v, torch.tensor([13], device=device))
+        torch.testing.assert_close(decoded, composed(given[0][:, :, -1:], given[1], v))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_indices_of_any_strides(backend):
+    need(backend)
+    device = device_of(backend)
+
+    def whole(*numbers):
+        return torch.tensor(numbers, dtype=torch.int32, device=device)
+
+    q, k, v = qkv(device, shape=(2, 2, 5, 8), S=6, kv_heads=2)
+    x = torch.randn(11, 2, 8, device=device)
+    pages, table = torch.randn(5, 2, 4, 8, device=device), whole(0, 2, 1, 3).view(2, 2)
+    calls = (
+        (lambda n: F.scaled_dot_product_attention(q, k, v, key_lengths=n), whole(2, 9, 5, 9)[::2]),
+        (lambda n: F.scaled_dot_product_attention(q, k, v, key_lengths=n), whole(4).expand(2)),
+        (lambda n: F.attention_varlen(x, x, x, n, n), whole(0, 3, 4, 5, 11, 11)[::2]),
+        (lambda n: F.attention_decode(q[:, :, -1:], k, v, n), whole(2, 9, 5, 9)[::2]),
+        (lambda n: F.attention_decode(q[:, :, -1:], k, v, n), whole(4).expand(2)),
+        (lambda n: F.attention_decode(q[:, :, -1:], pages, pages, whole(8, 8), n), table.t()),
+    )
+    with kz.backend(backend):
+        for call, index in calls:
+            assert torch.equal(call(index), call(index.contiguous()))
+
+
+def test_windows_beyond_every_index():
+    q, k, v = qkv()
+    for window in ((None, sys.maxsize), (sys.maxsize, sys.maxsize), (2**31, 2**62), (2**30, 2**30)):
+        for name in ("torch", here()):
+            with kz.backend(name):
+                y = F.scaled_dot_product_attention(q, k, v, window=window)
+            torch.testing.assert_close(y, composed(q, k, v))
+
+
+def test_what_lies_beyond_the_lengths_reaches_no_gradient():
+    q = torch.randn(1, 2, 1, 4, requires_grad=True)
+    cache, four = torch.randn(1, 2, 6, 4), torch.tensor([4])
+    cache[:, :, 4:] = torch.nan
+    theirs = T.scaled_dot_product_attention(q, cache[:, :, :4], cache[:, :, :4])
+    (wanted,) = torch.autograd.grad(theirs.sum(), q)
+    with kz.backend("torch"):
+        for y in (
+            F.attention_decode(q, cache, cache, four),
+            F.scaled_dot_product_attention(q, cache, cache, key_lengths=four),
+        ):
+            torch.testing.assert_close(y, theirs)
+            torch.testing.assert_close(torch.autograd.grad(y.sum(), q)[0], wanted)
+
+
+def test_out_of_memory_is_torchs_and_a_call_is_made_once(monkeypatch):
+    made = []
+
+    def fail(*args, **options):
+        made.append(1)
+        raise error
+
+    monkeypatch.setattr(T, "scaled_dot_product_attention", fail)
+    for error in (torch.OutOfMemoryError("no memory"), RuntimeError("of torch's own")):
+        made.clear()
+        with pytest.raises(type(error), match=str(error)):
+            F.scaled_dot_product_attention(*qkv())
+        assert len(made) == 1
+
+
 def test_a_result_may_be_written_in_place():
     q, k, v = qkv(requires_grad=True)
     with kz.backend(here()):
         y = F.scaled_dot_product_attention(q, k, v)
-        expected = torch.autograd.grad(2 * y.sum(), q, retain_graph=True)[0]
         y2 = F.scaled_dot_product_attention(q, k, v).mul_(2)
         assert y.stride() == (9 * 4 * 8, 8, 4 * 8, 1)
+    torch.testing.assert_close(y2, 2 * T.scaled_dot_product_attention(q, k, v))
     # the backward reads the output, so that torch says what was overwritten
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y2.sum().backward()
-    assert expected.isfinite().all()
+    torch.testing.assert_close(
+        torch.autograd.grad(2 * y.sum(), v)[0],
+        torch.autograd.grad(2 * T.scaled_dot_product_attention(q, k, v).sum(), v)[0],
+    )
 
 
 def test_mask_that_is_expanded_gets_each_gradient():
@@ -279,6 +410,26 @@ def test_dropout_drops_a_share_and_keeps_the_mean(name):
     with kz.backend("auto"):
         for options in ({}, {"softcap": 1.0}):
             assert (F.scaled_dot_product_attention(*qkv(), dropout_p=1.0, **options) == 0).all()
+
+
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_dropout_under_transforms(randomness):
+    a = torch.randn(3, 2, 4, 8)
+
+    def drop(x):
+        return F.scaled_dot_product_attention(x, x, torch.eye(4).expand(2, 4, 4), dropout_p=0.5)
+
+    zeros = torch.vmap(drop, randomness=randomness)(a) == 0
+    assert zeros.any()
+    assert (zeros[0] == zeros[1]).all() == (randomness == "same")
+    with pytest.raises(RuntimeError, match="randomness"):
+        torch.vmap(drop)(a)
+    torch.manual_seed(3)
+    y, tangent = torch.func.jvp(drop, (a[0],), (torch.ones_like(a[0]),))
+    torch.manual_seed(3)
+    with torch.autograd.forward_ad.dual_level():
+        dual = drop(torch.autograd.forward_ad.make_dual(a[0], torch.ones_like(a[0])))
+        torch.testing.assert_close(tuple(torch.autograd.forward_ad.unpack_dual(dual)), (y, tangent))
 
 
 # ---- packed sequences
@@ -412,6 +563,10 @@ def test_decode_gradient_is_the_formulas():
     (grad,) = torch.autograd.grad(F.attention_decode(q, cache, cache, torch.tensor([4])).sum(), q)
     theirs = T.scaled_dot_product_attention(q, cache[:, :, :4], cache[:, :, :4])
     torch.testing.assert_close(grad, torch.autograd.grad(theirs.sum(), q)[0])
+    with kz.backend(here()):
+        with pytest.raises(kz.BackendUnavailable, match="a gradient is asked for"):
+            F.attention_decode(q, cache, cache, torch.tensor([4]))
+        F.attention_decode(q.detach(), cache, cache, torch.tensor([4]))
 
 
 # ---- memory, compile, autocast
@@ -462,8 +617,12 @@ def test_compiles_with_every_option():
             torch.testing.assert_close(
                 torch.autograd.grad(ours.sum(), wanted), torch.autograd.grad(eager.sum(), wanted)
             )
-        y = torch.compile(dropped, fullgraph=True, backend="aot_eager")(q, k, v)
-        torch.autograd.grad(y.sum(), (q, k, v))
+        found = []
+        for f in (torch.compile(dropped, fullgraph=True, backend="aot_eager"), dropped):
+            torch.manual_seed(8)
+            y = f(q, k, v)
+            found.append((y, *torch.autograd.grad(y.square().sum(), (q, k, v))))
+        torch.testing.assert_close(*found)
         cache = torch.randn(2, 4, 16, 8, dtype=torch.float64)
         decode = torch.compile(
             lambda q, c, n: F.attention_decode(q, c, c, n), fullgraph=True, backend="aot_eager"
@@ -485,6 +644,7 @@ def test_autocast_as_torch():
                 assert F.scaled_dot_product_attention(q, k, v, alibi_slopes=SLOPES).dtype == torch.bfloat16
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_proxies_and_nested_tensors_are_torchs():
     class Model(torch.nn.Module):
         def forward(self, q, k, v):
@@ -493,6 +653,14 @@ def test_proxies_and_nested_tensors_are_torchs():
     q, k, v = qkv(S=9)
     traced = torch.fx.symbolic_trace(Model())
     torch.testing.assert_close(traced(q, k, v), T.scaled_dot_product_attention(q, k, v, is_causal=True))
+    nested = torch.nested.nested_tensor(
+        [torch.randn(n, 2, 8) for n in (3, 5)], layout=torch.jagged
+    ).transpose(1, 2)
+    ours, theirs = (f.scaled_dot_product_attention(nested, nested, nested) for f in (F, T))
+    assert ours.is_nested
+    torch.testing.assert_close(ours.transpose(1, 2).values(), theirs.transpose(1, 2).values())
+    with pytest.raises(kz.ArgumentError, match="nested"):
+        F.scaled_dot_product_attention(nested, nested, nested, softcap=1.0)
 
 
 # ---- bad input

@@ -54,3 +54,68 @@ def test_threads_change_nothing(dtype):
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}], ids=str)
+def test_backward_stays_within_its_scratch(options, monkeypatch):
+    """More threads than heads: any of them may take any head."""
+    need("cpp")
+    from kernelzoo.kernels import memory
+
+    given, guard = [], 4096
+
+    def workspace(shape, dtype):
+        given.append((torch.full((shape[0] + 64 * guard,), 12345.0, dtype=dtype), shape[0]))
+        return given[-1][0]
+
+    monkeypatch.setattr(memory, "workspace", workspace)
+    before = torch.get_num_threads()
+    torch.set_num_threads(8)
+    try:
+        for _ in range(10):
+            a = torch.randn(1, 3, 500, 64, requires_grad=True)
+            with kz.backend("cpp"):
+                torch.autograd.grad(F.scaled_dot_product_attention(a, a, a, **options).sum(), a)
+            block, size = given.pop()
+            assert (block[size:] == 12345.0).all()
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_softcap_reads_no_earlier_tile(dtype):
+    """The scores that an edge's products leave out are what an earlier call left there: NaN."""
+    need("cpp")
+
+    def grads(q, k, **options):
+        with kz.backend("cpp"):
+            return torch.autograd.grad(
+                F.scaled_dot_product_attention(q, k, k, softcap=2.0, **options).sum(), (q, k)
+            )
+
+    q, k = (torch.randn(1, 2, 300, 32, dtype=dtype, requires_grad=True) for _ in range(2))
+    for window in (None, (5, 0), (13, 0), (30, 0)):
+        expected = grads(q, k, is_causal=True, window=window)
+        grads(q * torch.nan, k * torch.nan)
+        for a, b in zip(grads(q, k, is_causal=True, window=window), expected, strict=True):
+            assert torch.equal(a, b)
+            assert a.isfinite().all()
+
+
+def test_compiled_calls_read_nothing_outside():
+    need("cpp")
+    q, cache = torch.randn(1, 2, 1, 16), torch.randn(1, 2, 32, 16)
+    pages, table = torch.randn(3, 2, 4, 16), torch.tensor([[0, 7]], dtype=torch.int32)
+    x, cu = torch.randn(20, 2, 16), torch.tensor([0, 7, 20])
+    with kz.backend("cpp"), torch.no_grad():
+        compiled = torch.compile(F.attention_decode, fullgraph=True, backend="aot_eager")
+        compiled(q, cache, cache, torch.tensor([32]))
+        with pytest.raises(kz.ArgumentError, match="lengths holds 64; expected 0 to 32"):
+            compiled(q, cache, cache, torch.tensor([64]))
+        with pytest.raises(kz.ArgumentError, match="block_table points to block 7"):
+            compiled(q, pages, pages, torch.tensor([8]), table)
+        packed = torch.compile(F.attention_varlen, fullgraph=True, backend="aot_eager")
+        packed(x, x, x, cu, cu, 13, 13)
+        for wrong, longest in ((torch.tensor([0, 7, 21]), 14), (cu, 12)):
+            with pytest.raises(kz.ArgumentError, match="cu_seqlens_q"):
+                packed(x, x, x, wrong, cu, longest, 13)

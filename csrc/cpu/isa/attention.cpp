@@ -105,7 +105,8 @@ struct Forward {
     const bool trim = edge && ordered;
     product<P, false>(n, lanes, a.D, k, queries, BLOCK_M, tile.s, BLOCK_M,
                       trim ? Band{back - a.right, back + a.left} : EVERYTHING, false);
-    const T c = finished<S>(a, q, tile, b, h, i0, j0, n, edge);
+    finish<S>(a, q, tile, b, h, i0, j0, n, edge);
+    const T c = unit<T>(a) * LOG<T>;
     bool moved;
     if (a.dropout_p > 0) {
       draw(a, tile, b, h, i0, m, j0, n);
@@ -150,7 +151,7 @@ void fwd(const Attention& a, int64_t b, int64_t h, int64_t block) {
     T* o = f.o + i * f.ldo;
     for (int64_t l = 0; l < f.ldo; ++l) o[l] = sum == 0 ? 0 : o[l] * inverse;
     store(o, row_of<S>(a.o, a, b, h, s.q0 + i0 + i), a.Dv);
-    lse[i] = sum == 0 ? T(-INFINITY) : T(f.run.max[i] / double(LOG<T>) + std::log(double(sum)));
+    lse[i] = sum == 0 ? T(-INFINITY) : T(double(f.run.max[i]) * unit<T>(a) + std::log(double(sum)));
   }
 }
 
@@ -211,7 +212,7 @@ struct Backward {
         for (int64_t c = 0; c < a.Dv; ++c) sum += x[c] * y[c];
       }
       delta[r] = sum;
-      lse[r] = r < m && stored[r] != T(-INFINITY) ? stored[r] * LOG<T> : T(INFINITY);
+      lse[r] = r < m && stored[r] != T(-INFINITY) ? stored[r] : T(INFINITY);
     }
   }
 
@@ -224,12 +225,13 @@ struct Backward {
     if (edge) std::memset(g.dp, 0, n * BLOCK_M * sizeof(T));
     product<P, false>(n, lanes, a.D, k, queries, BLOCK_M, tile.s, BLOCK_M, band, false);
     product<P, false>(n, lanes, a.Dv, v, grads, BLOCK_M, g.dp, BLOCK_M, band, false);
-    const T c = finished<S>(a, q, tile, b, h, i0, j0, n, edge);
+    finish<S>(a, q, tile, b, h, i0, j0, n, edge);
+    const T left = unit<T>(a);
     if (a.dropout_p > 0) {
       draw(a, tile, b, h, i0, m, j0, n);
-      gradient_step<P, true, CAP>(tile, g, m, n, c, lse, delta, T(1 / (1 - a.dropout_p)));
+      gradient_step<P, true, CAP>(tile, g, m, n, left, lse, delta, T(1 / (1 - a.dropout_p)));
     } else {
-      gradient_step<P, false, CAP>(tile, g, m, n, c, lse, delta, T(1));
+      gradient_step<P, false, CAP>(tile, g, m, n, left, lse, delta, T(1));
     }
   }
 };
@@ -444,7 +446,8 @@ void few_step(const Attention& a, Forward<P>& f, Vec<T>* sums, int64_t j, int64_
 template <class P, class S>
 void decode(const Attention& a, int64_t b, int64_t hk, int64_t part) {
   using T = typename P::T;
-  const int64_t group = a.H / a.Hkv, rows = group * a.Lq, length = a.lengths[b], before = length - a.Lq;
+  const int64_t given = a.lengths[b] < 0 ? 0 : a.lengths[b], length = given < a.Lk ? given : a.Lk;
+  const int64_t group = a.H / a.Hkv, rows = group * a.Lq, before = length - a.Lq;
   const int64_t units = row_units<P>(a.D);
   Arena arena;
   Forward<P> f(arena, a);
@@ -487,7 +490,7 @@ void decode(const Attention& a, int64_t b, int64_t hk, int64_t part) {
     for (int64_t l = 0; l < m; ++l) {
       T* row = to + (r0 + l) * (f.ldo + 2);
       std::memcpy(row, f.o + l * f.ldo, f.ldo * sizeof(T));
-      row[f.ldo] = f.run.max[l];
+      row[f.ldo] = few ? f.run.max[l] : f.run.max[l] * unit<T>(a);
       T sum = f.run.sum[l];
       if (few)
         for (int64_t i = 0; i < WIDTH<T>; ++i) sum += sums[l][i];
@@ -509,7 +512,7 @@ void decode_sum(const Attention& a, int64_t b, int64_t hk) {
     for (int64_t part = 0; part < a.parts; ++part) {
       const T* p = row(part);
       if (p[ldo + 1] == 0) continue;
-      const T factor = exp_scaled<Plain<T>>(splat(p[ldo] - (max == T(-INFINITY) ? 0 : max)))[0];
+      const T factor = exp_scaled<Plain<T>>(splat((p[ldo] - (max == T(-INFINITY) ? 0 : max)) * LOG<T>))[0];
       sum += p[ldo + 1] * factor;
       for (int64_t l = 0; l < ldo; ++l) line[l] += p[l] * factor;
     }

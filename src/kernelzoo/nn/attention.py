@@ -35,6 +35,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
         turn = batched and not self.batch_first
         q, k, v = self._projected(query, key, value)
         q, k, v = (self._heads(t if batched else t[None], turn) for t in (q, k, v))
+        is_causal = is_causal and key_padding_mask is None  # else torch keeps attn_mask and ignores the hint
         mask = self._mask(key_padding_mask, None if is_causal else attn_mask, q, k)
         o = scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0, is_causal)
         o = o.permute(2, 0, 1, 3) if turn else o.transpose(1, 2)

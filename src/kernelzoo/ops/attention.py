@@ -30,7 +30,11 @@ def _like_heads(t, B, H, L, D):
     return t.new_empty(B, L, H, D).transpose(1, 2)
 
 
-def _prepare_fwd(q, k, v, bias, *rest):
+def _prepare_fwd(q, k, v, bias, slopes, key_lengths, cu_q, cu_k, seed, max_q, max_k, *rest):
+    if cu_q is not None and q.is_cpu:  # a compiled call looks at no values before it runs
+        for side, cu, most, t in (("q", cu_q, max_q, q), ("k", cu_k, max_k, k)):
+            check.sequences("attention_varlen", side, cu, most, t[0].transpose(0, 1))
+    rest = (slopes, key_lengths, cu_q, cu_k, seed, max_q, max_k, *rest)
     if bias is not None:
         bias = bias.expand(q.size(0), q.size(1), q.size(2), k.size(2))
     return _dense(q), _dense(k), _dense(v), bias, *rest
@@ -40,6 +44,12 @@ def _prepare_bwd(do, q, k, v, o, lse, bias, *rest):
     if bias is not None:
         bias = bias.expand(q.size(0), q.size(1), q.size(2), k.size(2))
     return _dense(do), _dense(q), _dense(k), _dense(v), _dense(o), lse.contiguous(), bias, *rest
+
+
+def _prepare_decode(q, k, v, lengths, block_table, *rest):
+    if q.is_cpu:
+        check.cached("attention_decode", k, lengths, block_table)
+    return _dense(q), _dense(k), _dense(v), lengths, block_table, *rest
 
 
 def _fake_fwd(q, k, v, *_):
@@ -77,7 +87,7 @@ decode_op = define(
     "float scale, SymInt left, float softcap) -> Tensor",
     "attention",
     fake=lambda q, k, v, *_: q.new_empty(q.shape[0], q.shape[1], q.shape[2], v.shape[3]),
-    prepare=lambda q, k, v, *rest: (_dense(q), _dense(k), _dense(v), *rest),
+    prepare=_prepare_decode,
 )
 
 
@@ -190,11 +200,11 @@ class DecodeFunction(KernelFunction):
     def formula(*args):
         return reference_decode(*args)
 
-    @staticmethod
-    def unserved(q, k, v, *_):
+    @classmethod
+    def unserved(cls, q, k, v, lengths, block_table, slopes, *_):
         if q.size(3) > MAX_FEATURES or v.size(3) > MAX_FEATURES:
             return f"heads of more than {MAX_FEATURES} features have no kernel"
-        return None
+        return cls.rule(q, k, v, lengths, block_table, slopes)
 
     @staticmethod
     def rule(q, k, v, lengths, block_table, slopes, *_):
@@ -267,13 +277,16 @@ def scaled_dot_product_attention(
     """
     name = "scaled_dot_product_attention"
     extras = window is not None or softcap is not None or alibi_slopes is not None or key_lengths is not None
+    refused = None
     if not extras and not (is_causal and attn_mask is not None) and _at_once(query, key, value, is_causal):
         try:
             return T.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
-        except (RuntimeError, TypeError, IndexError, NotImplementedError):
-            pass  # what is wrong is said below
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, IndexError, NotImplementedError) as error:
+            refused = error  # what is wrong is said below
     if not check.tensors(name, query=query, key=key, value=value) or (
         attn_mask is not None and not check.tensors(name, attn_mask=attn_mask)
     ):  # torch.fx
@@ -310,6 +323,8 @@ def scaled_dot_product_attention(
     key_lengths = check.lengths_of_keys(name, key_lengths, B, S, q)
     scale = _scale(scale, E)
     options = (L, S, scale, left, right, False, softcap, dropout_p)
+    if refused is not None:  # by torch, for no reason of the arguments; it may have drawn random numbers
+        raise refused
     y = _attend(to, q, k, v, bias, slopes, key_lengths, None, None, options)
     return y if y.dim() == len(lead) + 2 == 4 else y.reshape(*lead, L, v.size(3))
 
@@ -336,7 +351,8 @@ def _attend(to, q, k, v, bias, slopes, key_lengths, cu_q, cu_k, options):
     seed, dropout_p = None, options[-1]
     if 0.0 < dropout_p < 1.0:
         plain = (q, k, v, bias, slopes, key_lengths, cu_q, cu_k, None, *options)
-        if choice.state.chosen != "auto" or AttentionFunction.rule(*plain) is None:
+        # a transform runs the formula, which draws by the seed as the kernels do
+        if choice.state.chosen != "auto" or transform() or AttentionFunction.rule(*plain) is None:
             seed = draw_seed(q)
     if to is not None:
         q, k, v, bias = (
@@ -356,7 +372,7 @@ def _four_dimensions(q, k, v, enable_gqa):
         if shared and q.size(0) == k.size(0) == v.size(0):
             return q, k, v, q.shape[:2]
     if enable_gqa:
-        heads = max(k.size(-3), v.size(-3))
+        heads = math.lcm(k.size(-3), v.size(-3))  # divides the queries', as both do
         k, v = (t if t.size(-3) == heads else t.repeat_interleave(heads // t.size(-3), -3) for t in (k, v))
         batch = torch.broadcast_shapes(q.shape[:-3], k.shape[:-3], v.shape[:-3])
         leads = [(*batch, t.size(-3)) for t in (q, k, v)]
@@ -434,7 +450,7 @@ def attention_varlen(
         ("k", cu_seqlens_k, max_seqlen_k, k),
     ):
         found = check.sequences(name, side, given, most, rows)
-        cu.append(given.to(torch.int32))
+        cu.append(check.int32(given))
         longest.append(found)
     if cu[0].size(0) != cu[1].size(0):
         raise ArgumentError(
@@ -503,6 +519,6 @@ def attention_decode(
         q, k_cache, v_cache = (
             t if t.dtype in (to, torch.float64) else t.to(to) for t in (q, k_cache, v_cache)
         )
-    lengths = lengths.to(torch.int32)
-    block_table = None if block_table is None else block_table.to(torch.int32)
+    lengths = check.int32(lengths)
+    block_table = None if block_table is None else check.int32(block_table)
     return DecodeFunction.call(q, k_cache, v_cache, lengths, block_table, slopes, scale, left, softcap)

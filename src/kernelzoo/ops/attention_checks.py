@@ -82,7 +82,8 @@ def window_of(function, window, is_causal):
                 raise ArgumentError(
                     f"{function}: window's {name} side is {side}; expected how many keys, or -1 for no limit"
                 )
-            sides.append(side)
+            # no tensor is so long, and positions and sides added up stay within 32 bits
+            sides.append(-1 if side >= 2**30 else side)
         left, right = sides
     return left, 0 if is_causal else right
 
@@ -116,6 +117,11 @@ def whole(function, name, t, shape, like):
         raise ArgumentError(
             f"{function}: {name} has shape {tuple(t.shape)}; expected ({expected}{',' * (len(shape) == 1)})"
         )
+
+
+def int32(t):
+    """As the launchers take indices: their addresses alone go to a kernel."""
+    return t.to(torch.int32).contiguous()
 
 
 _known = WeakTensorKeyDictionary()
@@ -191,7 +197,7 @@ def lengths_of_keys(function, key_lengths, batch, length, like):
         return None
     whole(function, "key_lengths", key_lengths, (batch,), like)
     between(function, "key_lengths", key_lengths, 0, length, "the number of keys")
-    return key_lengths.to(torch.int32)
+    return int32(key_lengths)
 
 
 def shapes(function, q, k, v, enable_gqa):
@@ -323,9 +329,16 @@ def caches(function, q, k, v, lengths, block_table):
                 f"{function}: k_cache has {k.size(0)} sequences but q has {B}; expected ({B}, Hkv, S, D), "
                 f"or a block_table"
             )
+    else:
+        whole(function, "block_table", block_table, (B, None), q)
+    cached(function, k, lengths, block_table)
+
+
+def cached(function, k, lengths, block_table):
+    """Lengths within the cache, blocks inside it."""
+    if block_table is None:
         between(function, "lengths", lengths, 0, k.size(2), "what the cache holds of a sequence")
         return
-    whole(function, "block_table", block_table, (B, None), q)
     between(
         function, "lengths", lengths, 0, block_table.size(1) * k.size(2),
         "what the block_table's blocks hold of a sequence",

@@ -60,6 +60,10 @@ def reference(q, k, v, bias, slopes, key_lengths, cu_q, cu_k, seed, max_q, max_k
     """The formula in plain torch, with the whole scores; arguments as the launchers'."""
     dtype = q.dtype
     (B, H), k_heads = q.shape[:2], k
+    within = None
+    if key_lengths is not None:  # what lies beyond may be anything, and 0 times NaN is not 0
+        within = (torch.arange(k.size(2), device=q.device) < key_lengths[:, None])[:, None, None, :]
+        k, v = (t.masked_fill(~within.mT, 0.0) for t in (k, v))
     q, k, v = _wide(q, *_heads(k, v, H))
     s = _scores(q, k, scale, softcap)
     at_q, i, j, pos, visible = _places(q, k_heads, cu_q, cu_k, align_end)
@@ -67,10 +71,8 @@ def reference(q, k, v, bias, slopes, key_lengths, cu_q, cu_k, seed, max_q, max_k
         slope = slopes[:, :, None, None] if at_q is None else slopes[at_q[:, 0]].mT[None, :, :, None]
         s = s - slope.to(s.dtype) * (pos - j).abs()
     visible = _visible(visible, pos, j, left, right)
-    if key_lengths is not None:
-        within = (j < key_lengths[:, None])[:, None, None, :]
+    if within is not None:
         visible = within if visible is None else visible & within
-        v = v.masked_fill(~within.mT, 0.0)  # what lies beyond may be anything
     if bias is not None and bias.dtype != torch.bool:
         s = s + bias.to(s.dtype)
     elif bias is not None:
@@ -92,13 +94,14 @@ def reference_decode(q, k, v, lengths, block_table, slopes, scale, left, softcap
     if block_table is not None:  # (blocks, Hkv, size, D) -> (B, Hkv, max_blocks * size, D)
         table = block_table.clamp(0, k.size(0) - 1)
         k, v = (t[table].transpose(1, 2).flatten(2, 3) for t in (k, v))
+    j = torch.arange(k.size(2), device=q.device)
+    beyond = (j >= lengths[:, None])[:, None, :, None]
+    k, v = (t.masked_fill(beyond, 0.0) for t in (k, v))  # it may be anything, and 0 times NaN is not 0
     q, k, v = _wide(q, *_heads(k, v, q.size(1)))
     s = _scores(q, k, scale, softcap)
-    j = torch.arange(k.size(2), device=q.device)
     i = torch.arange(q.size(2), device=q.device)[:, None]
     pos = (lengths[:, None, None] - q.size(2) + i)[:, None]
     if slopes is not None:
         s = s - slopes[:, :, None, None].to(s.dtype) * (pos - j).abs()
     s = s.masked_fill(~_visible(None, pos, j, left, 0), -math.inf)
-    beyond = (j >= lengths[:, None])[:, None, :, None]
-    return (_softmax(s) @ v.masked_fill(beyond, 0.0)).to(dtype)
+    return (_softmax(s) @ v).to(dtype)
