@@ -16,6 +16,7 @@ from kernelzoo.verify import assert_as_good
 GPU = torch.cuda.is_available()
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 BACKENDS = ("triton", "cuda", "cpp", "numba")
+WITHOUT_CUDA = ("triton", "cpp", "numba")  # of an op that has no kernels in CUDA C++
 INTERPRETED = 4  # cases of an op that Triton's interpreter goes through by default; the others are slow
 
 
@@ -83,6 +84,7 @@ class OpSuite:
     reference: Callable  # the same in plain torch
     oracle: Callable | None = None  # the same in fp64, where torch's own fp64 is not exact
     cases: tuple[Case, ...] = ()
+    backends: tuple[str, ...] = WITHOUT_CUDA
 
     @classmethod
     def spread(cls, metafunc):
@@ -100,7 +102,7 @@ class OpSuite:
     @classmethod
     def pairs(cls):
         """Every case on every backend; one skipped test, with its reason, for a backend that is not here."""
-        for backend in BACKENDS:
+        for backend in cls.backends:
             cases = cls.cases if kz.backends()[backend].available else cls.cases[:1]
             interpreted = backend == "triton" and not GPU
             for i, case in enumerate(case for case in cases if not (interpreted and case.large)):

@@ -37,6 +37,7 @@ def case(shape, act, scale=3.0, permute=None, large=False):
 
 
 class TestActivation(OpSuite):
+    backends = BACKENDS
     call = staticmethod(call)
     reference = staticmethod(reference)
     oracle = staticmethod(lambda x, act: exact_formula(act, x))

@@ -9,7 +9,17 @@ import torch
 import kernelzoo as kz
 import kernelzoo.functional as F
 
-from ..harness import BACKENDS, GPU, Case, OpSuite, assert_as_good, compiled_quietly, device_of, here, need
+from ..harness import (
+    GPU,
+    WITHOUT_CUDA,
+    Case,
+    OpSuite,
+    assert_as_good,
+    compiled_quietly,
+    device_of,
+    here,
+    need,
+)
 
 T = torch.nn.functional
 NAME = "scaled_dot_product_attention"
@@ -89,7 +99,7 @@ def qkv(device="cpu", dtype=torch.float32, shape=(2, 4, 9, 8), S=11, kv_heads=4,
     return [torch.randn(s, device=device, dtype=dtype).requires_grad_(requires_grad) for s in shapes]
 
 
-@pytest.mark.parametrize("backend", [*BACKENDS, "torch"])
+@pytest.mark.parametrize("backend", [*WITHOUT_CUDA, "torch"])
 def test_extras_against_their_definition(backend):
     if backend != "torch":
         need(backend)
@@ -153,7 +163,7 @@ def test_gqa_with_unlike_heads_as_torch():
             torch.testing.assert_close(F.scaled_dot_product_attention(q, k, v, enable_gqa=True), theirs)
 
 
-@pytest.mark.parametrize("backend", [*BACKENDS, "torch"])
+@pytest.mark.parametrize("backend", [*WITHOUT_CUDA, "torch"])
 @pytest.mark.parametrize("kind", ["bool", "float"])
 def test_fully_masked_rows_are_zero_as_torch(backend, kind):
     if backend != "torch":
@@ -176,7 +186,7 @@ def test_fully_masked_rows_are_zero_as_torch(backend, kind):
     torch.testing.assert_close(ours, right)
 
 
-@pytest.mark.parametrize("backend", [*BACKENDS, "torch"])
+@pytest.mark.parametrize("backend", [*WITHOUT_CUDA, "torch"])
 def test_nan_and_infinite_scores_as_torch(backend):
     if backend != "torch":
         need(backend)
@@ -196,7 +206,7 @@ def test_nan_and_infinite_scores_as_torch(backend):
     torch.testing.assert_close(y, composed(q, k, v, mask), equal_nan=True)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITHOUT_CUDA)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_masks_of_large_numbers_as_torch(backend, dtype):
     """As models write them; row 5 sees nothing else, and what its keys share there no float holds."""
@@ -235,7 +245,7 @@ def test_masks_of_large_numbers_as_torch(backend, dtype):
             assert_as_good(f"{least}", ours, theirs, oracle)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITHOUT_CUDA)
 def test_large_scores_as_torch(backend):
     need(backend)
     device = device_of(backend)
@@ -256,7 +266,7 @@ def test_large_scores_as_torch(backend):
         torch.testing.assert_close(decoded, composed(given[0][:, :, -1:], given[1], v))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITHOUT_CUDA)
 def test_indices_of_any_strides(backend):
     need(backend)
     device = device_of(backend)
@@ -372,7 +382,7 @@ def test_slopes_gradient_is_the_formulas():
 # ---- dropout
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITHOUT_CUDA)
 def test_dropout_is_the_formulas_and_replayed(backend):
     need(backend)
     device = device_of(backend)
@@ -464,7 +474,7 @@ def one_by_one(q, k, v, cu_q, cu_k, is_causal=False, window=(None, None), slopes
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("backend", [*BACKENDS, "torch", "auto"])
+@pytest.mark.parametrize("backend", [*WITHOUT_CUDA, "torch", "auto"])
 def test_varlen_is_a_loop_over_sequences(backend):
     if backend not in ("torch", "auto"):
         need(backend)
@@ -488,7 +498,7 @@ def test_varlen_is_a_loop_over_sequences(backend):
         torch.testing.assert_close(*grads)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITHOUT_CUDA)
 def test_varlen_dropout_is_the_formulas(backend):
     need(backend)
     q, k, v, cu_q, cu_k = packed(device_of(backend))
@@ -519,7 +529,7 @@ def paged(t, lengths, size):
     return pages, table.to(t.device)
 
 
-@pytest.mark.parametrize("backend", [*BACKENDS, "torch", "auto"])
+@pytest.mark.parametrize("backend", [*WITHOUT_CUDA, "torch", "auto"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_decode_contiguous_and_paged(backend, dtype):
     if backend not in ("torch", "auto"):
@@ -572,7 +582,7 @@ def test_decode_gradient_is_the_formulas():
 # ---- memory, compile, autocast
 
 
-@pytest.mark.parametrize("backend", [b for b in BACKENDS if not (b == "triton" and not GPU)])
+@pytest.mark.parametrize("backend", [b for b in WITHOUT_CUDA if not (b == "triton" and not GPU)])
 def test_memory_grows_with_the_sequence_only(backend):
     need(backend)
     from torch.profiler import ProfilerActivity, profile

@@ -7,7 +7,7 @@ import kernelzoo as kz
 import kernelzoo.functional as F
 from kernelzoo.ops.cross_entropy import NllLoss
 
-from ..harness import BACKENDS, Case, OpSuite, device_of, need
+from ..harness import WITHOUT_CUDA, Case, OpSuite, device_of, need
 
 T = torch.nn.functional
 
@@ -95,7 +95,7 @@ def both(backend, x, *args, **options):
     return found
 
 
-@pytest.mark.parametrize("backend", BACKENDS[:1] + BACKENDS[2:])
+@pytest.mark.parametrize("backend", WITHOUT_CUDA[:1] + WITHOUT_CUDA[2:])
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"reduction": "none"}], ids=str)
 def test_infinities_and_nan_as_torch(backend, options):
     need(backend)
@@ -109,7 +109,7 @@ def test_infinities_and_nan_as_torch(backend, options):
             torch.testing.assert_close(ours, theirs, equal_nan=True)
 
 
-@pytest.mark.parametrize("backend", BACKENDS[:1] + BACKENDS[2:])
+@pytest.mark.parametrize("backend", WITHOUT_CUDA[:1] + WITHOUT_CUDA[2:])
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"reduction": "sum"}], ids=str)
 def test_all_ignored(backend, options):
     """The mean is NaN, the gradient 0."""
@@ -120,7 +120,7 @@ def test_all_ignored(backend, options):
     assert not ours[1].any()
 
 
-@pytest.mark.parametrize("backend", BACKENDS[:1] + BACKENDS[2:])
+@pytest.mark.parametrize("backend", WITHOUT_CUDA[:1] + WITHOUT_CUDA[2:])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_rows_that_weigh_nothing(backend, smoothing):
     """A mean over a weight of 0 is NaN, whatever smoothing adds to the sum."""
@@ -132,7 +132,7 @@ def test_rows_that_weigh_nothing(backend, smoothing):
         torch.testing.assert_close(ours, theirs, equal_nan=True)
 
 
-@pytest.mark.parametrize("backend", BACKENDS[:1] + BACKENDS[2:])
+@pytest.mark.parametrize("backend", WITHOUT_CUDA[:1] + WITHOUT_CUDA[2:])
 def test_float64_under_autocast(backend):
     """Autocast leaves float64 as it is: kernels would read float32 probabilities or weights as float64's."""
     need(backend)
@@ -160,7 +160,7 @@ def test_auto_rule_of_nll_loss():
     assert NllLoss.rule(x[:4]) == "few logits for its cost on a CPU"
 
 
-@pytest.mark.parametrize("backend", BACKENDS[:1] + BACKENDS[2:])
+@pytest.mark.parametrize("backend", WITHOUT_CUDA[:1] + WITHOUT_CUDA[2:])
 def test_offset_does_not_cancel(backend):
     """Logits around 1000 lose no more than torch's."""
     need(backend)
@@ -172,7 +172,7 @@ def test_offset_does_not_cancel(backend):
         torch.testing.assert_close(dx, their_dx, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("backend", BACKENDS[:1] + BACKENDS[2:])
+@pytest.mark.parametrize("backend", WITHOUT_CUDA[:1] + WITHOUT_CUDA[2:])
 @pytest.mark.parametrize("name", ["cross_entropy", "nll_loss"])
 def test_target_out_of_range(backend, name):
     need(backend)
@@ -184,7 +184,7 @@ def test_target_out_of_range(backend, name):
             getattr(F, name)(x, torch.tensor(target))
 
 
-@pytest.mark.parametrize("backend", BACKENDS[:1] + BACKENDS[2:])
+@pytest.mark.parametrize("backend", WITHOUT_CUDA[:1] + WITHOUT_CUDA[2:])
 def test_autocast_reads_16_bits(backend):
     """torch computes it in float32 under autocast: so do we, from the 16-bit logits themselves."""
     need(backend)
@@ -200,7 +200,7 @@ def test_autocast_reads_16_bits(backend):
     torch.testing.assert_close(dx, their_dx)
 
 
-@pytest.mark.parametrize("backend", BACKENDS[:1] + BACKENDS[2:])
+@pytest.mark.parametrize("backend", WITHOUT_CUDA[:1] + WITHOUT_CUDA[2:])
 def test_backward_twice(backend):
     need(backend)
     x = torch.randn(6, 33, device=device_of(backend)).requires_grad_()

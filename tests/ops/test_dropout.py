@@ -8,7 +8,7 @@ import kernelzoo.functional as F
 from kernelzoo.ops import dropout as ops
 from kernelzoo.ops.core.random import kept
 
-from ..harness import BACKENDS, DTYPES, Case, OpSuite, compiled_quietly, device_of, here, need
+from ..harness import DTYPES, WITHOUT_CUDA, Case, OpSuite, compiled_quietly, device_of, here, need
 
 T = torch.nn.functional
 SEED = 0x7EDCBA9876543210
@@ -78,7 +78,7 @@ class TestDropout(OpSuite):
 
 
 @pytest.mark.usefixtures("fixed")
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITHOUT_CUDA)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("p", [1e-3, 0.5, 0.999])
 def test_the_same_elements_on_every_backend(backend, dtype, p):
@@ -91,7 +91,7 @@ def test_the_same_elements_on_every_backend(backend, dtype, p):
     assert torch.equal(dx, y)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITHOUT_CUDA)
 def test_nan_and_infinities_as_torch(backend):
     """A dropped NaN or infinity is a NaN: torch multiplies with 0."""
     need(backend)
@@ -121,7 +121,7 @@ def test_exactly_torchs_where_nothing_is_drawn(p, training, inplace):
         assert torch.equal(F.dropout_add(x, x, p, training), x + z) or (p == 0.5 and training)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITHOUT_CUDA)
 def test_mean_and_seed(backend):
     need(backend)
     x = torch.ones(1 << 14, device=device_of(backend))

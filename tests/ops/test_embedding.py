@@ -6,7 +6,7 @@ import torch
 import kernelzoo as kz
 import kernelzoo.functional as F
 
-from ..harness import BACKENDS, DTYPES, Case, OpSuite, assert_as_good, device_of, here, need
+from ..harness import DTYPES, WITHOUT_CUDA, Case, OpSuite, assert_as_good, device_of, here, need
 
 T = torch.nn.functional
 
@@ -43,7 +43,7 @@ class TestEmbedding(OpSuite):
         super().test_gradcheck(case, backend)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITHOUT_CUDA)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_common_row_is_summed_exactly(backend, dtype):
     """torch adds in bfloat16 itself, which stops growing at 256."""
@@ -57,7 +57,7 @@ def test_a_common_row_is_summed_exactly(backend, dtype):
     assert not weight.grad[2].any()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITHOUT_CUDA)
 def test_int32_and_strided_indices(backend):
     need(backend)
     device = device_of(backend)
@@ -72,7 +72,7 @@ def test_int32_and_strided_indices(backend):
     torch.testing.assert_close(dw, torch.autograd.grad(z, weight, dy)[0])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", WITHOUT_CUDA)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 def test_max_norm_writes_the_weight_as_torch_does(backend, dtype):
     need(backend)
@@ -86,7 +86,7 @@ def test_max_norm_writes_the_weight_as_torch_does(backend, dtype):
     assert torch.equal(mine, theirs)
 
 
-@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "cuda"])
+@pytest.mark.parametrize("backend", [b for b in WITHOUT_CUDA if b != "cuda"])
 def test_out_of_range(backend):
     need(backend)
     if device_of(backend) == "cuda":

@@ -10,7 +10,7 @@ import kernelzoo.functional as F
 from kernelzoo.ops.activation import DEFINITIONS, parse
 from kernelzoo.verify import JUMPS, exact_or_normal
 
-from ..harness import Case, OpSuite, device_of, here, need
+from ..harness import BACKENDS, Case, OpSuite, device_of, here, need
 
 PARAMETERS = {"leaky_relu": (0.25,), "elu": (1.5,), "celu": (2.0,), "hardtanh": (-2.0, 3.0), "softplus": (2.0, 5.0),
               "softshrink": (0.75,), "hardshrink": (0.75,), "threshold": (-0.5, 7.0)}  # fmt: skip
@@ -56,6 +56,7 @@ def act_of(name):
 
 
 class TestLinear(OpSuite):
+    backends = BACKENDS
     call = staticmethod(F.linear)
 
     @staticmethod

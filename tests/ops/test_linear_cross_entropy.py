@@ -8,7 +8,7 @@ import kernelzoo.functional as F
 from kernelzoo.kernels import class_loss
 from kernelzoo.ops.linear_cross_entropy import LinearCrossEntropy
 
-from ..harness import BACKENDS, Case, OpSuite, device_of, need
+from ..harness import WITHOUT_CUDA, Case, OpSuite, device_of, need
 
 T = torch.nn.functional
 
@@ -68,7 +68,7 @@ def tensors(backend, M=37, K=5, C=19, dtype=torch.float32):
     return x, w, b, torch.randint(C, (M,), device=device)
 
 
-@pytest.mark.parametrize("backend", BACKENDS[:1] + BACKENDS[2:])
+@pytest.mark.parametrize("backend", WITHOUT_CUDA[:1] + WITHOUT_CUDA[2:])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_backward_twice(backend, reduction, dtype):
@@ -88,7 +88,7 @@ def test_backward_twice(backend, reduction, dtype):
         torch.testing.assert_close(2 * a, d)
 
 
-@pytest.mark.parametrize("backend", BACKENDS[:1] + BACKENDS[2:])
+@pytest.mark.parametrize("backend", WITHOUT_CUDA[:1] + WITHOUT_CUDA[2:])
 def test_fp16_sums_past_its_range(backend):
     """Before the mean divides them the rows' gradients add up to more than 65504."""
     need(backend)
@@ -107,7 +107,7 @@ def test_fp16_sums_past_its_range(backend):
     torch.testing.assert_close(dw, expected)
 
 
-@pytest.mark.parametrize("backend", BACKENDS[:1] + BACKENDS[2:])
+@pytest.mark.parametrize("backend", WITHOUT_CUDA[:1] + WITHOUT_CUDA[2:])
 @pytest.mark.parametrize("wide", ["input", "linear_weight"])
 def test_float64_under_autocast(backend, wide):
     """Autocast leaves float64 as it is, and no kernel reads float32 beside it."""
@@ -125,7 +125,7 @@ def test_float64_under_autocast(backend, wide):
                     F.linear_cross_entropy(*given, q)
 
 
-@pytest.mark.parametrize("backend", BACKENDS[:1] + BACKENDS[2:])
+@pytest.mark.parametrize("backend", WITHOUT_CUDA[:1] + WITHOUT_CUDA[2:])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_all_ignored(backend, dtype):
     need(backend)
@@ -136,7 +136,7 @@ def test_all_ignored(backend, dtype):
     assert not any(g.any() for g in torch.autograd.grad(y, given))
 
 
-@pytest.mark.parametrize("backend", BACKENDS[:1] + BACKENDS[2:])
+@pytest.mark.parametrize("backend", WITHOUT_CUDA[:1] + WITHOUT_CUDA[2:])
 def test_unbatched_and_autocast(backend):
     need(backend)
     x, w, b, target = tensors(backend)

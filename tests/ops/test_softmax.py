@@ -48,6 +48,7 @@ def other_dim(rank, options):
 
 
 class TestSoftmax(OpSuite):
+    backends = BACKENDS
     expanded_dim = staticmethod(other_dim)
     call = staticmethod(F.softmax)
     reference = staticmethod(torch.nn.functional.softmax)
@@ -56,6 +57,7 @@ class TestSoftmax(OpSuite):
 
 
 class TestLogSoftmax(OpSuite):
+    backends = BACKENDS
     expanded_dim = staticmethod(other_dim)
     call = staticmethod(F.log_softmax)
     reference = staticmethod(torch.nn.functional.log_softmax)

@@ -10,7 +10,16 @@ import numbers
 import torch
 from torch.nn import functional as T
 
-from .core import FRESH, ArgumentError, ArgumentTypeError, KernelFunction, autocast_dtype, below, define
+from .core import (
+    FRESH,
+    ArgumentError,
+    ArgumentTypeError,
+    KernelFunction,
+    autocast_dtype,
+    below,
+    define,
+    torch_serves,
+)
 from .core.checks import same_device
 from .norm import served
 
@@ -141,7 +150,9 @@ def group_norm(input, num_groups, weight=None, bias=None, eps=1e-05):
         _explain(input, num_groups, weight, bias, eps)
         return T.group_norm(input, num_groups, weight, bias, eps)
     if not served(input, weight, bias):
-        return T.group_norm(input, num_groups, weight, bias, eps)
+        y = T.group_norm(input, num_groups, weight, bias, eps)
+        torch_serves("group_norm", "its kernels take no such dtypes", input, weight, bias)
+        return y
     return GroupNormFunction.call(input, weight, bias, num_groups, eps)
 
 

@@ -14,7 +14,15 @@ import numbers
 import torch
 from torch.nn import functional as T
 
-from .core import ArgumentError, ArgumentTypeError, KernelFunction, autocast_dtype, below, define
+from .core import (
+    ArgumentError,
+    ArgumentTypeError,
+    KernelFunction,
+    autocast_dtype,
+    below,
+    define,
+    torch_serves,
+)
 from .core.checks import same_device
 
 aten = torch.ops.aten
@@ -235,7 +243,11 @@ def _norm(name, x, shape, weight, bias, eps, residual, rms):
         s = x + residual  # autocast leaves an addition alone, and normalises in float32
         return NormFunction.call(s, weight, bias, None, tuple(shape), eps, rms), s
     if not served(x, weight, bias, residual) or below(math.prod(shape), SHORTEST):
-        return NormFunction.formula(x, weight, bias, residual, shape, eps, rms)
+        y = NormFunction.formula(x, weight, bias, residual, shape, eps, rms)
+        torch_serves(
+            name, f"its kernels take no such dtypes, and no rows under {SHORTEST} elements", x, weight
+        )
+        return y
     return NormFunction.call(x, weight, bias, residual, tuple(shape), eps, rms)
 
 

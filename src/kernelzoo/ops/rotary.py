@@ -6,7 +6,7 @@ Backward: the turn by -θ.
 
 import torch
 
-from .core import ArgumentError, ArgumentTypeError, KernelFunction, below, define
+from .core import ArgumentError, ArgumentTypeError, KernelFunction, below, define, torch_serves
 from .core.checks import same_device
 from .core.function import transform
 
@@ -149,6 +149,7 @@ def rotary_embedding(x, cos, sin, position_ids=None, *, interleaved=False):
         _explain(x, cos, sin, position_ids)
         return RotaryFunction.formula(x, cos, sin, position_ids, interleaved)
     if torch.is_grad_enabled() and (cos.requires_grad or sin.requires_grad):
+        torch_serves("rotary_embedding", "gradients of the tables are the formula's", x)
         return RotaryFunction.formula(x, cos, sin, position_ids, interleaved)
     return RotaryFunction.call(x, cos, sin, position_ids, bool(interleaved))
 
