@@ -17,7 +17,7 @@ GPU = torch.cuda.is_available()
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 BACKENDS = ("triton", "cuda", "cpp", "numba")
 WITHOUT_CUDA = ("triton", "cpp", "numba")  # of an op that has no kernels in CUDA C++
-INTERPRETED = 4  # cases of an op that Triton's interpreter goes through by default; the others are slow
+INTERPRETED = 3  # cases of an op that Triton's interpreter goes through by default; the others are slow
 
 
 def device_of(backend):

@@ -7,8 +7,9 @@ import torch
 
 import kernelzoo as kz
 from kernelzoo.ops.attention import AttentionFunction, reference
+from kernelzoo.verify.rule import FLOOR_EPS, FLOOR_EPS_FP64, error
 
-from ..harness import DTYPES, GPU, assert_as_good, device_of, need
+from ..harness import DTYPES, GPU, device_of, need
 
 KERNELS = ("triton", "cpp", "numba")
 IN_ALL = 1100  # a backend: with two of them more than 2,000
@@ -98,8 +99,12 @@ def double(t):
 
 
 def check(backend, numbers):
+    """The rule over each dtype's combinations together: which of two roundings comes out nearer is luck in one of
+    these tiny problems. A gradient that is 0 everywhere (a query that sees a single key) has no size to measure by.
+    """
     need(backend)
     device = device_of(backend)
+    found = {}
     for number in numbers:
         arguments = problem(number, device)
         shape = (*arguments[0].shape[:3], arguments[2].size(3))
@@ -109,8 +114,20 @@ def check(backend, numbers):
             ours = results(AttentionFunction.call, arguments, do)
         theirs = results(reference, arguments, do)
         exact = results(reference, [double(t) for t in arguments], do)
-        for i, three in enumerate(zip(ours, theirs, exact, strict=True)):
-            assert_as_good(f"combination {number}, result {i}", *three)
+        for i, (a, b, c) in enumerate(zip(ours, theirs, exact, strict=True)):
+            size = c.abs().max() if c.numel() else 0
+            if size:
+                kind = found.setdefault((i, a.dtype), ([], [], [], []))
+                for kept, t in zip(kind, (a, b, c), strict=False):
+                    kept.append((t.double() / size).flatten().detach())
+                kind[3].append((number, error(a, c)))
+    for (i, dtype), (a, b, c, errors) in found.items():
+        floor = FLOOR_EPS_FP64 if dtype == torch.float64 else FLOOR_EPS
+        limit = 2 * error(torch.cat(b), torch.cat(c)) + floor * torch.finfo(dtype).eps
+        number, worst = max(errors, key=lambda one: one[1])
+        assert error(torch.cat(a), torch.cat(c)) <= limit, (
+            f"result {i} in {dtype}: {worst:.3e} in combination {number}, allowed {limit:.3e}"
+        )
 
 
 @pytest.mark.parametrize("backend", KERNELS)
