@@ -97,11 +97,13 @@ def exact(sample):
 
 
 def sampled():
-    """Every backend and dtype; in Triton's interpreter, which is slow, one dtype by default."""
+    """Every backend and dtype; by default one dtype in Triton's interpreter, which is slow, and two on Numba, which
+    compiles a kernel for each."""
     for backend in (*BACKENDS, "auto"):
         for dtype in DTYPES:
             interpreted = backend == "triton" and not GPU
             slow = interpreted and dtype != torch.float32
+            slow = slow or (backend == "numba" and dtype not in (torch.float32, torch.bfloat16))
             yield pytest.param(
                 backend,
                 dtype,
