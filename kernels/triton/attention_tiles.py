@@ -1,6 +1,6 @@
 """Tiles of the attention kernels by the width of a head, a power of two: (BLOCK_M, BLOCK_N, num_warps, num_stages).
 
-Frozen tables. None of it has been measured on a device yet: the sizes are the largest, of those tried, that compile
+Frozen tables. None of it has been measured on a device yet: the sizes are meant to be the largest that compile
 with no spills and within shared memory (tests/aot). What bounds them is registers: the accumulators, and
 with mma.sync the operands that stay for the whole walk, which it keeps in registers too. Two stages at least, also
 where memory could do with one: unless buffers alternate, the address of each 16-deep step of a product is hoisted
@@ -32,7 +32,8 @@ _DQ_FP64 = {64: (16, 16, 8, 2), 128: (16, 16, 8, 2), 256: (16, 16, 8, 1)}
 # From width 256 on, and in the second table, dk and dv come in walks of their own: eight products in all, not seven.
 _DKV_WGMMA = {64: (64, 128, 8, 2), 128: (32, 128, 8, 2), 256: (32, 64, 8, 2)}
 _DKV_HALF = {64: (32, 128, 8, 2), 128: (32, 64, 8, 2), 256: (32, 64, 8, 2)}
-_DKV_HALF_FULL = {64: (32, 64, 8, 2), 128: (32, 64, 8, 2), 256: (16, 32, 8, 2)}
+_DKV_HALF_FULL = {64: (32, 64, 8, 2), 128: (32, 64, 8, 2), 256: (16, 16, 8, 2)}
+_DKV_HALF_UNEVEN = {64: (16, 64, 8, 2), 128: (16, 32, 8, 2), 256: (16, 16, 8, 2)}
 _DKV_FP32 = {64: (16, 32, 8, 2), 128: (16, 16, 8, 2), 256: (16, 16, 8, 2)}
 _DKV_FP64 = {64: (16, 16, 8, 2), 128: (16, 16, 4, 2), 256: (16, 16, 8, 1)}
 
@@ -41,7 +42,7 @@ _FWD_HIP = {64: (64, 64, 4, 2), 128: (64, 32, 4, 2), 256: (32, 32, 4, 2)}
 _DQ_HIP = {64: (32, 32, 4, 2), 128: (32, 32, 4, 2), 256: (16, 32, 4, 2)}
 _DKV_HIP = {64: (32, 32, 4, 2), 128: (16, 32, 4, 2), 256: (16, 32, 4, 2)}
 
-_DBIAS_HALF = {64: (32, 32, 8, 2), 128: (32, 32, 8, 2), 256: (16, 32, 8, 2)}
+_DBIAS_HALF = {64: (32, 32, 8, 2), 128: (16, 32, 8, 2), 256: (16, 32, 8, 2)}
 _DBIAS_WIDE = {64: (16, 16, 8, 1), 128: (16, 16, 8, 1), 256: (16, 16, 8, 1)}
 
 
@@ -108,7 +109,8 @@ def dkv_tile(target, dtype, width, full, even):
         tile = _pick(_DKV_HIP, width, target)
     elif dtype.itemsize == 2:
         light = _DKV_WGMMA if even and target.arch in (90, 100) else _DKV_HALF
-        tile = _pick(_DKV_HALF_FULL if full or _is_small(target) else light, width, target)
+        second = _DKV_HALF_FULL if even else _DKV_HALF_UNEVEN
+        tile = _pick(second if full or _is_small(target) else light, width, target)
     else:
         tile = _pick(_DKV_FP32 if dtype == torch.float32 else _DKV_FP64, width, target)
     return tile | {"APART": apart}
