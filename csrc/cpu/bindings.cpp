@@ -8,9 +8,14 @@
 
 namespace py = pybind11;
 
+// One an op, in bind_<op>.cpp.
+void bind_attention(py::module_& m);
+void bind_cross_entropy(py::module_& m);
 void bind_dropout(py::module_& m);
 void bind_embedding(py::module_& m);
 void bind_glu(py::module_& m);
+void bind_loss(py::module_& m);
+void bind_norm(py::module_& m);
 void bind_rotary(py::module_& m);
 
 namespace {
@@ -20,11 +25,6 @@ using Address = uintptr_t;
 void* pointer(Address address) { return reinterpret_cast<void*>(address); }
 
 }  // namespace
-
-void bind_norm(py::module_& m);
-void bind_cross_entropy(py::module_& m);
-void bind_loss(py::module_& m);
-void bind_attention(py::module_& m);
 
 PYBIND11_MODULE(_cpu, m) {
   using namespace pybind11::literals;
@@ -85,14 +85,13 @@ PYBIND11_MODULE(_cpu, m) {
         kernelzoo::softmax_bwd(dtype, pointer(dy), pointer(y), pointer(dx), outer, n, inner, log, threads);
       },
       no_gil);
-  bind_norm(m);
 
-  bind_cross_entropy(m);
-  bind_loss(m);
   bind_attention(m);
-
+  bind_cross_entropy(m);
   bind_dropout(m);
   bind_embedding(m);
   bind_glu(m);
+  bind_loss(m);
+  bind_norm(m);
   bind_rotary(m);
 }

@@ -38,6 +38,7 @@ def same(ours, theirs, call, inputs):
                 torch.manual_seed(3)
                 sum((t * torch.randn(t.shape)).sum() for t in results).backward()
                 found.append((results, [t.grad for t in given], [p.grad for p in module.parameters()]))
+        # a layer of float32 sums in another order
         torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
 
 

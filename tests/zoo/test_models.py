@@ -123,6 +123,7 @@ def test_autocast(case):
         loss = model(*given, labels=labels)
     loss.backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+    # bfloat16 through whole models
     torch.testing.assert_close(loss.float(), exact, rtol=0.05, atol=0.05)
 
 
