@@ -61,7 +61,7 @@ def _bwd_kernel(act, dtype):
 
 
 def _bytes(*tensors):
-    return [t.stride(0) * t.elementsize() for t in tensors]
+    return [t.stride(0) * t.element_size() for t in tensors]
 
 
 def _addresses(*tensors):
