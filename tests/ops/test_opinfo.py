@@ -122,8 +122,13 @@ def test_samples(name, info, backend, dtype):
     for sample in info.sample_inputs(device, dtype, requires_grad=True):
         if sample.kwargs.get("inplace") or (backend == "triton" and not GPU and sample.input.numel() > 4096):
             continue
-        if name == "scaled_dot_product_attention" and sample.kwargs.get("dropout_p"):
-            continue  # drawn otherwise than torch's
+        if name == "scaled_dot_product_attention":
+            if sample.kwargs.get("dropout_p"):  # drawn otherwise than torch's
+                continue
+            # By their own scale the scores reach 85, whose rounding moves a weight by 85 eps / 2: which of two results
+            # comes out nearer is luck. And torch's float64, no oracle then, errs by 12,700 eps (its dq of the second
+            # sample; these kernels by 4) where one key has nearly all the weight.
+            sample.kwargs["scale"] = 0.05
         if sample.kwargs.get("dtype") is not None and sample.kwargs["dtype"] not in DTYPES:
             continue
         try:
