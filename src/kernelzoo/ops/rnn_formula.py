@@ -11,7 +11,9 @@ GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}  # i f g o; r z n
 
 def steps(batch_sizes, rows, B):
     """How many rows each step has."""
-    return [B] * (rows // B) if batch_sizes is None else batch_sizes.tolist()
+    if batch_sizes is not None:
+        return batch_sizes.tolist()
+    return [B] * (rows // B) if B else [0]
 
 
 def _normed(x, eps):
