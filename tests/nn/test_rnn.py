@@ -312,7 +312,7 @@ def test_export(name):
     x = torch.randn(3, 5, I)
     time = torch.export.Dim("time", min=2, max=50)
     with compiled_quietly(), torch.no_grad():
-        program = torch.export.export(layer, (x,), dynamic_shapes={"input": {1: time}, "hx": None})
+        program = torch.export.export(layer, (x,), dynamic_shapes={"input": {1: time}})
         for T in (5, 9):
             x = torch.randn(3, T, I)
             torch.testing.assert_close(program.module()(x), layer(x))
