@@ -11,7 +11,7 @@ CONFIG = "torch._dynamo.config"
 
 @functools.cache
 def allow_rnn():
-    """Set the flag now, or when torch._dynamo is imported: its import takes a second or two, a model's building none."""
+    """Set the flag now, or when torch._dynamo is imported: its import takes seconds."""
     if CONFIG in sys.modules:
         _set(sys.modules[CONFIG])
     else:
