@@ -52,14 +52,14 @@ struct Share {
   Share(int64_t n, int64_t thread, int64_t team) : begin(n * thread / team), end(n * (thread + 1) / team) {}
 };
 
-// Memory of a call: with a null base it only counts.
+// Memory of a call: with a null base it only counts. Null for no elements.
 struct Arena {
   char* base;
   int64_t used = 0;
 
   template <class T>
   T* take(int64_t n) {
-    T* taken = base ? reinterpret_cast<T*>(base + used) : nullptr;
+    T* taken = base && n ? reinterpret_cast<T*>(base + used) : nullptr;
     used += ceil_div(n * int64_t{sizeof(T)}, 64) * 64;
     return taken;
   }
