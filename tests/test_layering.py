@@ -14,7 +14,12 @@ LANGUAGES = {
     "numba": {"numba", "numpy", "llvmlite"},
 }
 # what launchers share
-SHARED = {"kernelzoo.kernels.memory", "kernelzoo.kernels.class_loss", "kernelzoo.kernels.elementwise_loss"}
+SHARED = {
+    "kernelzoo.kernels.memory",
+    "kernelzoo.kernels.class_loss",
+    "kernelzoo.kernels.elementwise_loss",
+    "kernelzoo.kernels.rnn",
+}
 STANDARD = {
     "ctypes",
     "functools",
