@@ -19,9 +19,7 @@ from .registry import register
 class Decoding(State):
     """A decoder's state, and what it attends to: keys and values (B, 1, S, hidden), mask (B, 1, 1, S) or None."""
 
-    def __init__(
-        self, parts: tuple[Tensor, ...], memory: tuple[Tensor, Tensor], mask: Tensor | None
-    ) -> None:
+    def __init__(self, parts: tuple[Tensor, ...], memory: tuple[Tensor, Tensor], mask: Tensor | None) -> None:
         super().__init__(parts)
         self.memory, self.mask = memory, mask
 
