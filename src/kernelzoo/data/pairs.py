@@ -19,7 +19,7 @@ ONES = (
 )
 # fmt: on
 TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_DRAWN = 19_000
+_DRAWN = 5000
 
 
 def in_words(n: int) -> str:
@@ -40,8 +40,8 @@ def _rest(n: int) -> str:
 def load_pairs(name: str, val_fraction: float) -> Corpus:
     """`number_words`, or a UTF-8 file with a source, a tab and a target on each line, as a corpus of documents.
 
-    number_words: every number below 1000, and as many of 4, 5 and 6 digits each, drawn once and for all; in
-    figures -> in words (`in_words`). Held out is the share `val_fraction` of the sources, those of the smallest
+    number_words: every number below 1000, and 5000 each of 4, 5 and 6 digits, drawn once and for all; in figures ->
+    in words (`in_words`). Held out is the share `val_fraction` of the sources, those of the smallest
     hash: no held-out source is trained on. Raises InputError, naming the line, where one is no pair.
     """
     if name == NUMBER_WORDS and not Path(name).exists():
@@ -66,10 +66,8 @@ def load_pairs(name: str, val_fraction: float) -> Corpus:
 
 def _numbers() -> list[int]:
     draw = random.Random(0)
-    drawn = {
-        draw.randrange(10**digits, 10 ** (digits + 1)) for digits in (3, 4, 5) for _ in range(_DRAWN // 3)
-    }
-    return [*range(1000), *sorted(drawn)]
+    drawn = (draw.sample(range(10**digits, 10 ** (digits + 1)), _DRAWN) for digits in (3, 4, 5))
+    return [*range(1000), *(n for part in drawn for n in sorted(part))]
 
 
 def _read(path: Path) -> dict[int, tuple[str, str]]:

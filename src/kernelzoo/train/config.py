@@ -39,9 +39,11 @@ CARRIES = ("char_rnn", "lstm_lm")  # their state from window to window: truncate
 FORECASTERS = ("gru_forecaster",)
 # by task: steps and learning rate unless told otherwise
 SCHEDULES = {"lm": (1000, 2e-3), "mlm": (1000, 1e-3), "classify": (300, 5e-4), "translate": (1000, 2e-3)}
+# by model, where the task's learning rate does not suit it
+RATES = {"char_rnn": 4e-3, "lstm_lm": 4e-3, "lstm_classifier": 2e-3}
 # by model: windows of a step, and their tokens, unless told otherwise. A recurrence takes its tokens one after
 # the other, and many rows at once cost a CPU little more than few
-WINDOWS = {"char_rnn": (32, 128), "lstm_lm": (32, 64), "lstm_classifier": (16, 256), "seq2seq": (64, 256)}
+WINDOWS = {"char_rnn": (32, 128), "lstm_lm": (32, 64), "lstm_classifier": (32, 128), "seq2seq": (64, 256)}
 _LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "accumulate": (lambda v: v >= 1, "at least 1"),
     "batch_size": (lambda v: v >= 1, "at least 1"),
@@ -218,7 +220,7 @@ class LanguageConfig:
         if self.batch_size is None:
             self.batch_size = WINDOWS.get(self.model, (8, None))[0]
         if self.lr is None:
-            self.lr = SCHEDULES[self.task][1]
+            self.lr = RATES.get(self.model, SCHEDULES[self.task][1])
         if self.steps is None and self.minutes is None:
             self.steps = SCHEDULES[self.task][0]
         if self.out is None:

@@ -27,6 +27,7 @@ _SMALL = {
     "n_embd": 256,
     "n_head": 4,
     "num_hidden_layers": 4,
+    "num_layers": 1,
     "hidden_size": 256,
     "num_attention_heads": 4,
 }
