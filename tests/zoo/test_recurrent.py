@@ -246,6 +246,7 @@ def test_decoder_attends_to_tokens_and_not_to_padding():
 def test_targets_are_read_shifted_behind_bos():
     model = build("seq2seq").double()
     (ids, mask), labels = inputs("seq2seq")
+    labels = labels.clone()  # the source and the target are one tensor
     labels[1, 5:] = -100
     read = torch.cat([torch.full((2, 1), 1), labels[:, :-1]], 1)
     read[read == -100] = 0
