@@ -299,6 +299,6 @@ def make_data(task: str, tokens: Tokens, context: int) -> Any:
         if len(part.ids) < least:
             raise InputError(
                 f"the {name} part of the corpus has {len(part.ids)} tokens, fewer than one window of "
-                f"--context {context}; add text or shorten the context"
+                f"--context {context}{' and the token after it' * (least > context)}; add text or shorten the context"
             )
     return DATA[task](tokens, context)

@@ -92,7 +92,7 @@ class Training:
             self.step_ms.extend(state["step_ms"].tolist())
             for micro, cache in enumerate(self.carried):
                 cache.parts = tuple(
-                    part[:, self.rows_of(micro)].to(world.device) for part in state["carried"]
+                    part[:, self.rows_of(micro)].contiguous().to(world.device) for part in state["carried"]
                 )
         self.sums = self.sums.to(world.device)
         self.validation = data.validation(VAL_ROWS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -31,11 +32,12 @@ class Decoding(State):
 
 @register("seq2seq")
 class Seq2Seq(Generates, Pretrained):
-    """m = biRNN(E[source]);  s_t = RNN(E[y_{t-1}], s_{t-1}), s_0 = tanh(W m_end + b);
+    """m = biRNN(√d·E[source]);  s_t = RNN(√d·E[y_{t-1}], s_{t-1}), s_0 = tanh(W m_end + b);
     c_t = softmax(s_t K(m)ᵀ/√hidden) V(m);  logits_t = tanh(W_c [c_t; s_t] + b) Eᵀ.
 
-    E is one matrix for source, target and head. The decoder's recurrence does not read c_t, so that all steps of
-    a target run in one call. cell: "gru", "lstm" or "rnn". The decoder reads bos_token_id first.
+    E (V, d) is one matrix for source, target and head, and starts as N(0, 1/d). The decoder's recurrence does not
+    read c_t, so that all steps of a target run in one call. cell: "gru", "lstm" or "rnn". The decoder reads
+    bos_token_id first.
     Sources: D. Bahdanau, K. Cho, Y. Bengio, arXiv:1409.0473 (the encoder and s_0); M.-T. Luong, H. Pham,
     C. D. Manning, arXiv:1508.04025, section 3.1 (the attention and the head).
     """
@@ -114,7 +116,7 @@ class Seq2Seq(Generates, Pretrained):
         if not input_ids.shape[1]:
             raise ArgumentError("seq2seq: a source has no token; expected at least one in each row")
         tokens = None if attention_mask is None else attention_mask.bool()
-        memory, end = recur(self.encoder, self.dropout(self.tokens(input_ids)), tokens=tokens)
+        memory, end = recur(self.encoder, self._embed(input_ids), tokens=tokens)
         # (2·layers, B, hidden), both directions of a layer side by side -> (layers, B, 2·hidden)
         ends = [part.unflatten(0, (-1, 2)).transpose(1, 2).flatten(2) for part in end.parts]
         parts = tuple(bridge(part) for bridge, part in zip(self.bridges, ends, strict=True))
@@ -135,10 +137,13 @@ class Seq2Seq(Generates, Pretrained):
 
     def _decode(self, input_ids: Tensor, cache: Decoding) -> Tensor:
         """(B, T, embedding_size), before the product with E; the cache is moved on."""
-        y, state = recur(self.decoder, self.dropout(self.tokens(input_ids)), cache)
+        y, state = recur(self.decoder, self._embed(input_ids), cache)
         cache.parts = state.parts
         context = self._attend(y[:, None], *cache.memory, cache.mask)[:, 0]
         return self.dropout(self.out(torch.cat([context, y], -1)))
+
+    def _embed(self, input_ids: Tensor) -> Tensor:
+        return self.dropout(self.tokens(input_ids) * math.sqrt(self.tokens.embedding_dim))
 
     def _shifted(self, labels: Tensor) -> Tensor:
         shifted = torch.nn.functional.pad(labels[:, :-1], (1, 0), value=self.options["bos_token_id"])
