@@ -162,13 +162,13 @@ def greedy(model, ids, new):
 def test_greedy_generation_is_the_likeliest_token_each_time(case):
     model = build(case).eval().double()
     (ids, mask), _ = inputs(case)
-    for seed in range(20):  # until a model of random weights writes more than one token for ever
+    for seed in range(100):  # until a model of random weights writes more than one token for ever
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for p in model.parameters():
-                p.normal_(generator=generator)
+                p.normal_(std=0.7, generator=generator)
         whole = greedy(model, ids[:1], 6)
-        if len(set(whole[0, -6:].tolist())) > 2:
+        if len(set(whole[0, -6:].tolist())) > 1:
             break
     else:
         pytest.fail("no seed gave a model that writes different tokens")
