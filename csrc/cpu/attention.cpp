@@ -16,8 +16,9 @@ namespace {
 constexpr size_t SCRATCH = size_t{4} << 20;
 // Tasks that a backward is cut into where there are too few heads, however many threads there are.
 constexpr int64_t BWD_TASKS = 32, DECODE_TASKS = 64;
-// Tasks below which what shares a gradient of the bias is split, each part with its own sums of it.
-constexpr int64_t SPLIT_TASKS = 8;
+// Tasks below which what shares a gradient of the bias is split, each part with its own sums of it; and what the slots
+// of such pairs may take at once, where that is more than one pair a part.
+constexpr int64_t SPLIT_TASKS = 8, WAVE_BYTES = int64_t{4} << 20;
 // What the parts' sums of a backward may take.
 constexpr int64_t BWD_BYTES = int64_t{256} << 20;
 
@@ -67,9 +68,9 @@ int64_t attention_bwd_size(int dtype, Attention& a, int threads) {
   a.splits = std::min(pairs, std::max<int64_t>(1, SPLIT_TASKS / (groups * items)));
   const int64_t each = ceil_div(pairs, a.splits), parts = groups * a.splits;
   const int64_t wanted = std::min(ceil_div(BWD_TASKS, parts), pairs > 1 ? items : ceil_div(items, 4));
-  const int64_t fit = BWD_BYTES / std::max<int64_t>(1, parts * slot * (dtype == F64 ? 8 : 4));
-  a.chunks = std::max<int64_t>(1, std::min(wanted, fit));
-  a.wave = a.chunks > 1 ? std::max<int64_t>(1, std::min(each, fit / a.chunks)) : each;
+  const int64_t bytes = std::max<int64_t>(1, parts * slot * (dtype == F64 ? 8 : 4));
+  a.chunks = std::max<int64_t>(1, std::min(wanted, BWD_BYTES / bytes));
+  a.wave = a.chunks > 1 ? std::max<int64_t>(1, std::min(each, WAVE_BYTES / (bytes * a.chunks))) : each;
   a.strips = slot * (a.chunks > 1 ? parts * a.wave * a.chunks : std::min<int64_t>(parts, threads));
   const Sharing cut(a, a.chunks);
   return a.strips + parts * cut.strips * cut.strip;

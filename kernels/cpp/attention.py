@@ -167,9 +167,7 @@ def attention_bwd(
     )
     dtype, threads = DTYPES[q.dtype], torch.get_num_threads()
     acc = memory.workspace((_cpu.attention_bwd_size(problem, shaped, dtype, threads),), lse.dtype)
-    _cpu.attention_bwd(
-        problem, acc.data_ptr(), _rows(do), _rows(dq), _rows(dk), _rows(dv), dtype, threads
-    )
+    _cpu.attention_bwd(problem, acc.data_ptr(), _rows(do), _rows(dq), _rows(dk), _rows(dv), dtype, threads)
     return dq, dk, dv, dbias
 
 
