@@ -157,6 +157,8 @@ def test_against_torch(options):
     )
     for i, three in enumerate(zip(got, want, exact, strict=True)):
         assert_as_good(f"result {i}", *three)
+    if options["kind"] == "rnn-relu" and dtype.itemsize == 2:
+        return  # a sum that rounds to the other side of 0 than torch's has the other derivative: no error to bound
     for i, three in enumerate(zip(grads, their_grads, exact_grads, strict=True)):
         assert_as_good(f"gradient {i}", *three)
 
