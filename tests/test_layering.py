@@ -14,7 +14,9 @@ LANGUAGES = {
     "numba": {"numba", "numpy", "llvmlite"},
 }
 # what launchers share
-SHARED = {f"kernelzoo.kernels.{name}" for name in ("memory", "class_loss", "elementwise_loss", "gated")}
+SHARED = {
+    f"kernelzoo.kernels.{name}" for name in ("memory", "class_loss", "elementwise_loss", "gated", "rnn")
+}
 STANDARD = {
     "ctypes",
     "functools",

@@ -345,6 +345,7 @@ template <class T>
 struct Gradients {
   T* dp;
   T *p_rows, *ds_rows, *ds_pairs;  // (key, pair of queries) twice, (pair of keys, query)
+  T* dbias;  // where ds is added up, before the cap's derivative and any rounding; or null
 };
 
 // exp(unit s - lse - rest / LOG)
@@ -388,7 +389,7 @@ void whole_step(const Tile<T>& tile, const T* dp, int64_t first, int64_t last, i
   }
 }
 
-// p = exp(unit s - lse), ds = p (dp - delta), by their terms, both without what dropout took, whose factor 1 / (1 - p) dp still lacks.
+// p and ds by their terms, both without what dropout took, whose factor 1 / (1 - p) dp still lacks.
 template <class P, bool DROP, bool CAP, int G, class T>
 void gradient_part(const Tile<T>& tile, const Gradients<T>& g, int64_t l, int64_t n, T unit, const Terms<T>& terms,
                    T kept) {
@@ -414,6 +415,7 @@ void gradient_part(const Tile<T>& tile, const Gradients<T>& g, int64_t l, int64_
       dp = (Vec<T>)((IVec<T>)(dp * kept) & keep);
     }
     Vec<T> ds = p * (dp - delta[v] - residual[v]);
+    if (g.dbias) storev(g.dbias + at, loadv(g.dbias + at) + ds);
     if (CAP) ds *= loadv(tile.cap + at);
     if constexpr (!P::DOT) ds = flushed(ds);
     return Both{used, ds};

@@ -26,6 +26,11 @@ _FWD_FP64 = {64: (32, 32, 8, 2), 128: (32, 16, 8, 2), 256: (16, 16, 8, 1)}
 
 _DQ_HALF = {64: (128, 64, 8, 2), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)}
 _DQ_HALF_FULL = {64: (64, 32, 8, 2), 128: (64, 32, 8, 2), 256: (32, 32, 8, 2)}
+_DQ_HALF_SMALL = {
+    64: (32, 64, 8, 2),
+    128: (32, 32, 8, 2),
+    256: (32, 32, 8, 2),
+}  # (64, 32): 36 and 68 bytes on sm_120
 _DQ_FP32 = {64: (32, 32, 8, 2), 128: (16, 16, 8, 2), 256: (16, 16, 8, 2)}
 _DQ_FP64 = {64: (16, 16, 8, 2), 128: (16, 16, 8, 2), 256: (16, 16, 8, 1)}
 
@@ -34,11 +39,12 @@ _DKV_WGMMA = {64: (64, 128, 8, 2), 128: (32, 128, 8, 2), 256: (32, 64, 8, 2)}
 # sm_100, where the tiles of sm_90 spill 412 to 1,212 bytes
 _DKV_TCGEN05 = {64: (64, 64, 8, 2), 128: (32, 32, 8, 2), 256: (32, 32, 8, 2)}
 _DKV_HALF = {64: (32, 128, 8, 2), 128: (32, 64, 8, 2), 256: (32, 64, 8, 2)}
-_DKV_HALF_FULL = {64: (32, 64, 8, 2), 128: (32, 64, 8, 2), 256: (16, 16, 8, 2)}
-_DKV_HALF_UNEVEN = {64: (16, 64, 8, 2), 128: (16, 32, 8, 2), 256: (16, 16, 8, 2)}
-_DKV_FP32 = {64: (16, 32, 8, 2), 128: (16, 16, 8, 2), 256: (16, 16, 8, 2)}
-# one stage at width 128: two spill 24 to 180 bytes on sm_80
-_DKV_FP64 = {64: (16, 16, 8, 2), 128: (16, 16, 4, 1), 256: (16, 16, 8, 1)}
+# one stage at width 256: two spill 8 bytes, and 40 in fp32, on sm_80
+_DKV_HALF_FULL = {64: (32, 64, 8, 2), 128: (32, 64, 8, 2), 256: (16, 16, 8, 1)}
+_DKV_HALF_FULL_SMALL = {64: (16, 64, 8, 2), 128: (16, 32, 8, 2), 256: (16, 16, 8, 1)}
+_DKV_FP32 = {64: (16, 32, 8, 2), 128: (16, 16, 8, 2), 256: (16, 16, 8, 1)}
+# two stages spill 24 to 180 bytes at width 128 on sm_80
+_DKV_FP64 = {64: (16, 16, 8, 2), 128: (16, 16, 8, 1), 256: (16, 16, 8, 1)}
 
 # AMD: 64 lanes a warp, so half as many; 64 KB of LDS
 _FWD_HIP = {64: (64, 64, 4, 2), 128: (64, 32, 4, 2), 256: (32, 32, 4, 2)}
@@ -94,11 +100,9 @@ def dq_tile(target, dtype, width, full):
     if target.backend == "interpreter":
         return _pick({max(width, 64): _INTERPRETED}, width, target)
     if dtype.itemsize == 2:
-        return _pick(
-            _DQ_HIP if target.backend == "hip" else _DQ_HALF_FULL if full or _is_small(target) else _DQ_HALF,
-            width,
-            target,
-        )
+        second = _DQ_HALF_SMALL if _is_small(target) else _DQ_HALF_FULL
+        light = _DQ_HALF_SMALL if _is_small(target) else _DQ_HALF
+        return _pick(_DQ_HIP if target.backend == "hip" else second if full else light, width, target)
     return _pick(_DQ_FP32 if dtype == torch.float32 else _DQ_FP64, width, target)
 
 
@@ -113,8 +117,8 @@ def dkv_tile(target, dtype, width, full, even):
     elif dtype.itemsize == 2:
         own = {90: _DKV_WGMMA if even else _DKV_HALF, 100: _DKV_TCGEN05}
         light = own.get(target.arch, _DKV_HALF)
-        # on sm_100 (32, 64) at width 128 takes 252 bytes of spills
-        second = _DKV_HALF_FULL if even and (target.arch != 100 or width == 64) else _DKV_HALF_UNEVEN
+        # elsewhere the others spill: 8 bytes on sm_80 at width 64, at 128 52 on sm_120 and 252 on sm_100
+        second = _DKV_HALF_FULL if even and target.arch == 90 else _DKV_HALF_FULL_SMALL
         tile = _pick(second if full or _is_small(target) else light, width, target)
     else:
         tile = _pick(_DKV_FP32 if dtype == torch.float32 else _DKV_FP64, width, target)

@@ -45,6 +45,7 @@ from .loss import (
     SmoothL1Loss,
 )
 from .norm import GroupNorm, LayerNorm, RMSNorm
+from .rnn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from .rotary import RotaryEmbedding
 from .transformer import (
     Transformer,
