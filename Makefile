@@ -22,10 +22,10 @@ demo: $(READY)
 	$(RUN) -m kernelzoo verify linear
 
 test: $(READY)
-	$(RUN) -m pytest -q -n $(JOBS) -m "not slow"
+	$(RUN) -m pytest -q -n $(JOBS) --dist loadfile -m "not slow"
 
 test-all: $(READY)
-	$(RUN) -m pytest -q -n $(JOBS)
+	$(RUN) -m pytest -q -n $(JOBS) --dist loadfile
 
 bench: $(READY)
 	$(RUN) bench/run.py $(BENCH) $(if $(BACKEND),--backend=$(BACKEND))

@@ -14,7 +14,7 @@ LANGUAGES = {
     "numba": {"numba", "numpy", "llvmlite"},
 }
 # what launchers share
-SHARED = {"kernelzoo.kernels.memory", "kernelzoo.kernels.class_loss", "kernelzoo.kernels.elementwise_loss"}
+SHARED = {f"kernelzoo.kernels.{name}" for name in ("memory", "class_loss", "elementwise_loss", "gated")}
 STANDARD = {
     "ctypes",
     "functools",

@@ -234,6 +234,18 @@ bool on_edge(const Attention& a, const Queries<T>& q, int64_t j0, int64_t n) {
   return j0 < q.last - a.left || j0 + n - 1 > q.first + a.right;
 }
 
+// The queries, as lanes, all of whose keys are from j0 to j0 + n, among `keys` of them; none: first > last.
+struct Lane {
+  int64_t first, last;
+};
+
+template <class T>
+Lane whole(const Attention& a, const Queries<T>& q, int64_t j0, int64_t n, int64_t keys) {
+  const int64_t first = j0 ? j0 + a.left - q.first : 0;
+  const int64_t last = j0 + n < keys ? j0 + n - 1 - a.right - q.first : q.count - 1;
+  return {first > 0 ? first : 0, last < q.count - 1 ? last : q.count - 1};
+}
+
 template <class S, class T>
 void finish(const Attention& a, const Queries<T>& q, const Tile<T>& tile, int64_t b, int64_t h, int64_t i0, int64_t j0,
            int64_t n, bool edge) {
@@ -336,30 +348,73 @@ struct Gradients {
   T* dbias;  // where ds is added up, before the cap's derivative and any rounding; or null
 };
 
-// p = exp(unit s - lse), ds = p (dp - delta), both without what dropout took, whose factor 1 / (1 - p) dp still lacks.
+// exp(unit s - lse - rest / LOG)
+template <class P, class T>
+inline Vec<T> weight(const T* s, T unit, Vec<T> lse, Vec<T> rest) {
+  return exp_scaled<P>((settled<T>(loadv(s) * unit) - lse) * LOG<T> - rest);
+}
+
+// Of each query: p = exp(unit s - lse - rest / LOG), ds = p (dp - delta - residual).
+template <class T>
+struct Terms {
+  alignas(64) T lse[BLOCK_M];
+  alignas(64) T rest[BLOCK_M];
+  alignas(64) T delta[BLOCK_M];
+  alignas(64) T residual[BLOCK_M];
+};
+
+// rest and residual, elsewhere 0, of the queries `first` to `last`, all of whose keys are in the tile. lse's rounding
+// moves the sum of p off 1 by |lse| eps / 2. And where one key has nearly all the weight dp - delta is rounding and
+// nothing else, of which sum p (dp - delta) is the mean: less it, ds is 0 for a key alone, as in torch's softmax.
+template <class P, bool DROP, class T>
+void whole_step(const Tile<T>& tile, const T* dp, int64_t first, int64_t last, int64_t n, T unit, Terms<T>& terms,
+                T kept) {
+  constexpr int64_t W = WIDTH<T>;
+  for (int64_t l = first / W * W; l <= last; l += W) {
+    const Vec<T> lse = loadv(terms.lse + l), delta = loadv(terms.delta + l);
+    Vec<T> sum = {}, weights = {};
+    for (int64_t j = 0; j < n; ++j) {
+      const int64_t at = j * BLOCK_M + l;
+      Vec<T> x = loadv(dp + at);
+      if (DROP) x = (Vec<T>)((IVec<T>)(x * kept) & loadi<T>(tile.keep + at));
+      const Vec<T> p = weight<P>(tile.s + at, unit, lse, Vec<T>{});
+      sum += p * (x - delta);
+      weights += p;
+    }
+    for (int64_t i = 0; i < W; ++i) {
+      if (l + i < first || l + i > last || weights[i] == 0) continue;
+      terms.rest[l + i] = T(std::log(double(weights[i]))) * LOG<T>;
+      terms.residual[l + i] = sum[i] / weights[i];
+    }
+  }
+}
+
+// p = exp(unit s - lse), ds = p (dp - delta), by their terms, both without what dropout took, whose factor 1 / (1 - p) dp still lacks.
 template <class P, bool DROP, bool CAP, int G, class T>
-void gradient_part(const Tile<T>& tile, const Gradients<T>& g, int64_t l, int64_t n, T unit, const T* lse, const T* delta,
+void gradient_part(const Tile<T>& tile, const Gradients<T>& g, int64_t l, int64_t n, T unit, const Terms<T>& terms,
                    T kept) {
   constexpr int64_t W = WIDTH<T>;
-  Vec<T> shift[G], sub[G];
+  Vec<T> lse[G], rest[G], delta[G], residual[G];
   for (int v = 0; v < G; ++v) {
-    shift[v] = loadv(lse + l + v * W);
-    sub[v] = loadv(delta + l + v * W);
+    lse[v] = loadv(terms.lse + l + v * W);
+    rest[v] = loadv(terms.rest + l + v * W);
+    delta[v] = loadv(terms.delta + l + v * W);
+    residual[v] = loadv(terms.residual + l + v * W);
   }
   struct Both {
     Vec<T> p, ds;
   };
   const auto both = [&](int64_t j, int v) {
     const int64_t at = j * BLOCK_M + l + v * W;
-    const Vec<T> s = settled<T>(loadv(tile.s + at) * unit);
-    Vec<T> p = exp_scaled<P>((s - shift[v]) * LOG<T>), dp = loadv(g.dp + at);
+    const Vec<T> p = weight<P>(tile.s + at, unit, lse[v], rest[v]);
+    Vec<T> dp = loadv(g.dp + at);
     Vec<T> used = p;
     if (DROP) {
       const IVec<T> keep = loadi<T>(tile.keep + at);
       used = (Vec<T>)((IVec<T>)p & keep);
       dp = (Vec<T>)((IVec<T>)(dp * kept) & keep);
     }
-    Vec<T> ds = p * (dp - sub[v]);
+    Vec<T> ds = p * (dp - delta[v] - residual[v]);
     if (g.dbias) storev(g.dbias + at, loadv(g.dbias + at) + ds);
     if (CAP) ds *= loadv(tile.cap + at);
     if constexpr (!P::DOT) ds = flushed(ds);
@@ -392,11 +447,11 @@ void gradient_part(const Tile<T>& tile, const Gradients<T>& g, int64_t l, int64_
 }
 
 template <class P, bool DROP, bool CAP, class T>
-void gradient_step(const Tile<T>& tile, const Gradients<T>& g, int64_t m, int64_t n, T unit, const T* lse,
-                   const T* delta, T kept) {
+void gradient_step(const Tile<T>& tile, const Gradients<T>& g, int64_t m, int64_t n, T unit, const Terms<T>& terms,
+                   T kept) {
   constexpr int64_t W = WIDTH<T>;
   int64_t l = 0;
   for (; l + 2 * W <= padded_columns(m); l += 2 * W)
-    gradient_part<P, DROP, CAP, 2>(tile, g, l, n, unit, lse, delta, kept);
-  for (; l < padded_columns(m); l += W) gradient_part<P, DROP, CAP, 1>(tile, g, l, n, unit, lse, delta, kept);
+    gradient_part<P, DROP, CAP, 2>(tile, g, l, n, unit, terms, kept);
+  for (; l < padded_columns(m); l += W) gradient_part<P, DROP, CAP, 1>(tile, g, l, n, unit, terms, kept);
 }

@@ -74,13 +74,8 @@ inline float expm1(float x) {
   return 2.0f * ((e.r2q + e.r) * half + (half - 0.5f));
 }
 
-// log(1 + x) for x >= 0 (Cephes' polynomial); 1 + x = 2^n m with m in [sqrt(1/2), sqrt(2)), `lost` what rounding took.
-inline float log1p(float x) {
-  const float w = 1.0f + x;
-  const float lost = x < 1.0f ? x - (w - 1.0f) : 1.0f - (w - x);
-  const int32_t n = static_cast<int32_t>(to_bits(w) - 0x3f3504f3u) >> 23;
-  const float m = from_bits(to_bits(w) - (static_cast<uint32_t>(n) << 23));
-  const float f = (m - 1.0f) + lost * from_bits(static_cast<uint32_t>(127 - n) << 23);
+// log(2^n (1 + f)), 1 + f in [sqrt(1/2), sqrt(2)): Cephes' polynomial.
+inline float log_reduced(float n, float f) {
   float q = 7.0376836292e-2f;
   q = q * f + -1.1514610310e-1f;
   q = q * f + 1.1676998740e-1f;
@@ -91,8 +86,29 @@ inline float log1p(float x) {
   q = q * f + -2.4999993993e-1f;
   q = q * f + 3.3333331174e-1f;
   const float f2 = f * f;
-  const float y = q * f * f2 + static_cast<float>(n) * -2.12194440e-4f - 0.5f * f2 + f;
-  const float result = y + static_cast<float>(n) * 0.693359375f;
+  const float y = q * f * f2 + n * -2.12194440e-4f - 0.5f * f2 + f;
+  return y + n * 0.693359375f;
+}
+
+inline float log(float x) {
+  const float scaled = x < 1.17549435e-38f ? x * 8388608.0f : x;  // denormals by 2^23
+  const float offset = x < 1.17549435e-38f ? -23.0f : 0.0f;
+  const int32_t n = static_cast<int32_t>(to_bits(scaled) - 0x3f3504f3u) >> 23;
+  const float f = from_bits(to_bits(scaled) - (static_cast<uint32_t>(n) << 23)) - 1.0f;
+  const float finite = log_reduced(static_cast<float>(n) + offset, f);
+  const float positive = x > 3.4028234e38f ? x : finite;
+  const float zero = x == 0.0f ? -INFINITY : NAN;
+  return x > 0.0f ? positive : (x != x ? x : zero);
+}
+
+// log(1 + x) for x >= 0; `lost`: what rounding took of 1 + x.
+inline float log1p(float x) {
+  const float w = 1.0f + x;
+  const float lost = x < 1.0f ? x - (w - 1.0f) : 1.0f - (w - x);
+  const int32_t n = static_cast<int32_t>(to_bits(w) - 0x3f3504f3u) >> 23;
+  const float m = from_bits(to_bits(w) - (static_cast<uint32_t>(n) << 23));
+  const float f = (m - 1.0f) + lost * from_bits(static_cast<uint32_t>(127 - n) << 23);
+  const float result = log_reduced(static_cast<float>(n), f);
   return x > 3.4e38f ? x : result;
 }
 
@@ -151,6 +167,7 @@ struct NormalDouble {
 inline double exp(double x) { return std::exp(x); }
 inline double exp_flushed(double x) { return std::exp(x); }
 inline double expm1(double x) { return std::expm1(x); }
+inline double log(double x) { return std::log(x); }
 inline double log1p(double x) { return std::log1p(x); }
 inline double tanh(double x) { return std::tanh(x); }
 inline double tanhshrink(double x) { return x - std::tanh(x); }

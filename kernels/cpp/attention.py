@@ -24,25 +24,8 @@ def _laid_out(t, heads, columns):
     return memory.empty((t.shape[0], t.shape[2], heads, columns), t.dtype).transpose(1, 2)
 
 
-def _problem(
-    q,
-    k,
-    v,
-    o,
-    lse,
-    bias,
-    slopes,
-    key_lengths,
-    cu_q,
-    cu_k,
-    seed,
-    max_q,
-    max_k,
-    left,
-    right,
-    align_end,
-    factors,
-):
+def _problem(q, k, v, o, lse, bias, slopes, key_lengths, cu_q, cu_k, seed, max_q, max_k, scale, left, right, align_end,
+             softcap, dropout_p):  # fmt: skip
     B, H, _, D = q.shape
     if cu_q is not None:
         B = cu_q.shape[0] - 1
@@ -59,112 +42,35 @@ def _problem(
         _address(cu_k),
         _address(seed),
         (B, H, k.shape[1], max_q, max_k, D, v.shape[3], left, right, align_end),
-        factors,
+        (scale, softcap or 0.0, dropout_p),
     )
 
 
-def attention_fwd(
-    q,
-    k,
-    v,
-    bias,
-    slopes,
-    key_lengths,
-    cu_q,
-    cu_k,
-    seed,
-    max_q,
-    max_k,
-    scale,
-    left,
-    right,
-    align_end,
-    softcap,
-    dropout_p,
-):
+def attention_fwd(q, k, v, *options):
     """o = dropout(softmax(s)) v and lse, the logarithm of each row's sum of exp(s): s = scale q kᵀ, capped, biased and
-    masked. q (B, H, Lq, D), k (B, Hkv, Lk, D), v (B, Hkv, Lk, Dv) with contiguous columns; lse (B, H, Lq)."""
+    masked. q (B, H, Lq, D), k (B, Hkv, Lk, D), v (B, Hkv, Lk, Dv) with contiguous columns; lse (B, H, Lq). options: as
+    _problem's, from bias on."""
     o = _laid_out(q, q.shape[1], v.shape[3])
     lse = torch.empty(q.shape[:3], dtype=_accumulator(q))
-    factors = scale, softcap or 0.0, dropout_p
-    problem = _problem(
-        q,
-        k,
-        v,
-        o,
-        lse,
-        bias,
-        slopes,
-        key_lengths,
-        cu_q,
-        cu_k,
-        seed,
-        max_q,
-        max_k,
-        left,
-        right,
-        align_end,
-        factors,
-    )
+    problem = _problem(q, k, v, o, lse, *options)
     _cpu.attention_fwd(problem, DTYPES[q.dtype], torch.get_num_threads())
     return o, lse
 
 
-def attention_bwd(
-    do,
-    q,
-    k,
-    v,
-    o,
-    lse,
-    bias,
-    slopes,
-    key_lengths,
-    cu_q,
-    cu_k,
-    seed,
-    max_q,
-    max_k,
-    scale,
-    left,
-    right,
-    align_end,
-    softcap,
-    dropout_p,
-    need_dq,
-    need_dk,
-    need_dv,
-    need_dbias,
-):
-    """dq, dk, dv and dbias, or None where not needed: p is computed again from lse, ds = p (dp - rowsum(do o))."""
-    dq = _laid_out(q, q.shape[1], q.shape[3]) if need_dq else None
-    dk = _laid_out(k, k.shape[1], k.shape[3]) if need_dk else None
-    dv = _laid_out(v, v.shape[1], v.shape[3]) if need_dv else None
+def attention_bwd(do, q, k, v, o, lse, bias, *rest):
+    """dq, dk, dv and dbias, or None where not needed: p is computed again from lse, ds = p (dp - rowsum(do o)). rest:
+    the forward's options but for the bias, and need_dq, need_dk, need_dv, need_dbias."""
+    *options, need_dq, need_dk, need_dv, need_dbias = rest
+    dq, dk, dv = (
+        _laid_out(t, t.shape[1], t.shape[3]) if need else None
+        for t, need in ((q, need_dq), (k, need_dk), (v, need_dv))
+    )
     dbias, shaped = None, ()
     if need_dbias:
         shape = [1 if stride == 0 else size for size, stride in zip(bias.shape, bias.stride(), strict=True)]
         dbias = memory.empty(shape, bias.dtype)
         shaped = (dbias.data_ptr(), *shape)
-    factors = scale, softcap or 0.0, dropout_p
-    problem = _problem(
-        q,
-        k,
-        v,
-        o,
-        lse,
-        bias,
-        slopes,
-        key_lengths,
-        cu_q,
-        cu_k,
-        seed,
-        max_q,
-        max_k,
-        left,
-        right,
-        align_end,
-        factors,
-    )
+    problem = _problem(q, k, v, o, lse, bias, *options)
     dtype, threads = DTYPES[q.dtype], torch.get_num_threads()
     acc = memory.workspace((_cpu.attention_bwd_size(problem, shaped, dtype, threads),), lse.dtype)
     _cpu.attention_bwd(problem, acc.data_ptr(), _rows(do), _rows(dq), _rows(dk), _rows(dv), dtype, threads)
@@ -178,10 +84,8 @@ def attention_decode(q, k, v, lengths, block_table, slopes, scale, left, softcap
     o = torch.empty((B, H, Lq, v.shape[3]), dtype=q.dtype)
     paged = block_table is not None
     keys = k.shape[2] * block_table.shape[1] if paged else k.shape[2]
-    factors = scale, softcap or 0.0, 0.0
-    problem = _problem(
-        q, k, v, o, None, None, slopes, None, None, None, None, Lq, keys, left, 0, False, factors
-    )
+    options = (None, slopes, None, None, None, None, Lq, keys, scale, left, 0, False, softcap, 0.0)
+    problem = _problem(q, k, v, o, None, *options)
     dtype, threads = DTYPES[q.dtype], torch.get_num_threads()
     lengths = lengths.contiguous()
     table = (block_table.data_ptr(), block_table.stride(0), k.shape[2]) if paged else (0, 0, 0)

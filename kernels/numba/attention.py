@@ -24,8 +24,8 @@ SCORES = (
 )  # of a step, as many heads as that allows: 1 MB of fp32, and 0.3 ms of products for 30 us of calls
 
 # The kernels' parameters by their place in an int64 and a float64 array.
-S, ROWS, N, I0, J0, OFFSET, LEFT, RIGHT, BIAS, BIAS_H, BIAS_I, BIAS_J, SLOPES, SLOPES_H, HEAD, NUMBER_H, NUMBER_I, \
-    NUMBER_B, SEED, THRESHOLD, MAX, SUM, ACC, FEATURES, LSE, DELTA, DP, DBIAS = range(28)  # fmt: skip
+S, ROWS, N, I0, J0, OFFSET, LEFT, RIGHT, ALL, BIAS, BIAS_H, BIAS_I, BIAS_J, SLOPES, SLOPES_H, HEAD, NUMBER_H, \
+    NUMBER_I, NUMBER_B, SEED, THRESHOLD, MAX, SUM, ACC, FEATURES, LSE, DELTA, DP, DBIAS = range(29)  # fmt: skip
 SCALE, SOFTCAP, KEEP = range(3)
 
 
@@ -92,7 +92,15 @@ def _score_functions(f, bias):
                 x = p[row * n + j + lane]
                 p[row * n + j + lane] = x * up if np.int64(word) >= limit else f(0)
 
-    return scores, drop
+    @jit
+    def is_whole(row, params):
+        """Whether all keys that the row sees are in the tile."""
+        pos, j0 = params[I0] + row % params[ROWS] + params[OFFSET], params[J0]
+        after = params[RIGHT] >= 0 and pos + params[RIGHT] < j0 + params[N]
+        before = params[LEFT] >= 0 and pos - params[LEFT] >= j0
+        return (j0 == 0 or before) and (j0 + params[N] >= params[ALL] or after)
+
+    return scores, drop, is_whole
 
 
 @functools.cache
@@ -101,7 +109,7 @@ def _fwd_kernel(acc_dtype, bias):
     exp = EXP[f]
     whole, to_key, from_key, flush = _functions(f)
     lowest = whole(to_key(f(-np.inf)))
-    scores, drop = _score_functions(f, bias)
+    scores, drop, _ = _score_functions(f, bias)
 
     @kernel
     def _attention_fwd_kernel(first, last, args, p0, p1):
@@ -169,7 +177,7 @@ def _bwd_kernel(acc_dtype, bias):
     _, f, _, _ = STORAGE[acc_dtype]
     exp = EXP[f]
     _, _, _, flush = _functions(f)
-    scores, drop = _score_functions(f, bias)
+    scores, drop, is_whole = _score_functions(f, bias)
 
     @kernel
     def _attention_bwd_kernel(first, last, args, p0, p1):
@@ -192,8 +200,21 @@ def _bwd_kernel(acc_dtype, bias):
                     s[j] = flush(exp(s[j] - lse[row]))
                 if params[THRESHOLD] >= 0:
                     drop(dp, row, params, floats)
+                residual = f(0)
+                if is_whole(row, params):
+                    # lse's rounding has moved the sum of p off 1 by |lse| eps / 2. And where one key has nearly all
+                    # the weight dp - delta is rounding and nothing else, of which sum p (dp - delta) is the mean: less
+                    # it, ds is 0 for a key alone, as in torch's softmax.
+                    summed, weights = f(0), f(0)
+                    for j in range(row * n, row * n + n):
+                        summed = add(summed, s[j] * (dp[j] - delta[row]))
+                        weights = add(weights, s[j])
+                    if weights > f(0):
+                        residual = summed / weights
+                        for j in range(row * n, row * n + n):
+                            s[j] /= weights
                 for j in range(row * n, row * n + n):
-                    dp[j] = flush(s[j] * (dp[j] - delta[row]))
+                    dp[j] = flush(s[j] * ((dp[j] - delta[row]) - residual))
                 if params[THRESHOLD] >= 0:
                     drop(s, row, params, floats)
             if params[DBIAS] != 0:
@@ -230,7 +251,7 @@ class _Call:
             1, min(self.kv_heads, SCORES // (self.group * self.m * self.n))
         )  # of keys, in one step
         self.floats = np.array([scale, softcap, 1 / (1 - dropout_p)])
-        self.params = np.zeros(28, dtype=np.int64)
+        self.params = np.zeros(29, dtype=np.int64)
         row = 4 * -(-max_k // 4)
         self.params[[NUMBER_H, NUMBER_I, THRESHOLD, FEATURES]] = max_q * row, row, -1, v.size(3)
         self.params[[LEFT, RIGHT]] = left, right
@@ -258,6 +279,7 @@ class _Call:
                 p[SLOPES] = self.slopes.data_ptr() + b * self.slopes.stride(0) * 4
                 p[SLOPES_H] = self.slopes.stride(1)
             self.b, self.Lk = b, Lk if self.lengths is None else min(self.lengths[b], Lk)
+            p[ALL] = self.Lk
             if Lq:
                 yield at, rows_q, rows_k
 

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from .. import memory
+from ..gated import launchers, size
 from .arrays import STORAGE, kernel, launch, pointer
 from .math import activations
 
@@ -60,14 +60,8 @@ def _bwd_kernel(act, dtype):
     return _glu_bwd_kernel
 
 
-def _size(*tensors):
-    """(M, N) of these tensors' rows: one long row where all are contiguous."""
-    M, N = tensors[0].shape
-    return (1, M * N) if all(t.stride(0) == N or M == 1 for t in tensors) else (M, N)
-
-
 def _bytes(*tensors):
-    return [t.stride(0) * t.element_size() for t in tensors]
+    return [t.stride(0) * t.elementsize() for t in tensors]
 
 
 def _addresses(*tensors):
@@ -75,39 +69,17 @@ def _addresses(*tensors):
 
 
 def _fwd(gate, up, y, act):
-    M, N = _size(gate, up, y)
+    M, N = size(gate, up, y)
     args = (*_addresses(gate, up, y), N, *_bytes(gate, up, y))
     launch(_fwd_kernel(act, y.dtype), M * -(-N // TILE), M * N, args)
 
 
 def _bwd(dy, gate, up, dgate, dup, act):
     tensors = (dy, gate, up, dgate, dup)
-    M, N = _size(*tensors)
+    M, N = size(*tensors)
     strides = np.array(_bytes(*tensors), dtype=np.int64)
     args = (*_addresses(*tensors), strides.ctypes.data, N)
     launch(_bwd_kernel(act, dy.dtype), M * -(-N // TILE), M * N, args)
 
 
-def glu_fwd(gate, up, act):
-    y = memory.empty(gate.shape, gate.dtype)
-    _fwd(gate, up, y, act)
-    return y
-
-
-def glu_bwd(dy, gate, up, act):
-    dgate, dup = (memory.empty(gate.shape, gate.dtype) for _ in range(2))
-    _bwd(dy, gate, up, dgate, dup, act)
-    return dgate, dup
-
-
-def glu_split_fwd(x):
-    up, gate = x.chunk(2, 1)
-    return glu_fwd(gate, up, "sigmoid")
-
-
-def glu_split_bwd(dy, x):
-    dx = memory.empty(x.shape, x.dtype)
-    up, gate = x.chunk(2, 1)
-    dup, dgate = dx.chunk(2, 1)
-    _bwd(dy, gate, up, dgate, dup, "sigmoid")
-    return dx
+glu_fwd, glu_bwd, glu_split_fwd, glu_split_bwd = launchers(_fwd, _bwd)

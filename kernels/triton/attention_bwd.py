@@ -1,7 +1,10 @@
 """Attention's gradients, with no atomics: every value has one owner, which sums in a fixed order.
 
 p comes again from lse, p = exp(s - lse); with dp = do v^T (dropped and scaled as p was) and delta = rowsum(do o):
-ds = p (dp - delta), dv = p^T do, dq = scale ds k, dk = scale ds^T q, dbias = ds.
+ds = p (dp - delta), dv = p^T do, dq = scale ds k, dk = scale ds^T q, dbias = ds. Where a tile holds all keys there are
+(SHORT), p is divided by its sum, which lse's rounding has moved off 1 by |lse| eps / 2; and as dp - delta is rounding
+and nothing else where one key has nearly all the weight, its mean, sum p (dp - delta), is taken off: ds of a key alone
+is then 0, as in torch's softmax.
 
 A pass over queries for dk and dv takes four products of 2 Lq Lk D FLOPs, a pass over keys for dq three, seven in
 all. Five would do in one pass, but then dq is summed through atomics or through scratch of Lq D values a key block;
@@ -68,19 +71,26 @@ def _load_lse(lse_ptr, rows, Lq):
 def _p_and_ds(
     qk, dp, pos, key, lse, delta, keep, visible, bias_ptrs, bias_mask, slope, scale, softcap, keep_scale,
     BIAS: tl.constexpr, HAS_SLOPES: tl.constexpr, HAS_SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr,
-    MASKED: tl.constexpr, FAST: tl.constexpr,
+    MASKED: tl.constexpr, FAST: tl.constexpr, SHORT: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """p as dropped, the gradient of s + bias, and that of scale q k^T: tiles of either orientation."""
+    """p as dropped, the gradient of s + bias, and that of scale q k^T: tiles of either orientation, keys along the
+    axis KEYS."""
     s, t = scores(
         qk, pos, key, visible, bias_ptrs, bias_mask, slope, scale, softcap, BIAS, HAS_SLOPES, HAS_SOFTCAP,
         MASKED, False, FAST,
     )  # fmt: skip
     p = tl.exp2((s - lse) * LOG2E)
+    if SHORT:
+        weights = tl.expand_dims(tl.sum(p, axis=KEYS), KEYS)
+        p = p / tl.where(weights > 0, weights, 1.0)
     dropped = p
     if DROPOUT:
         dropped = tl.where(keep, p * keep_scale, 0.0)
         dp = tl.where(keep, dp * keep_scale, 0.0)
-    ds = p * (dp - delta)
+    dp -= delta
+    if SHORT:
+        dp -= tl.expand_dims(tl.sum(p * dp, axis=KEYS), KEYS)
+    ds = p * dp
     dqk = ds
     if HAS_SOFTCAP:
         dqk = ds * (1.0 - t * t)
@@ -95,7 +105,7 @@ def _walk_queries(
     MASKED: tl.constexpr, NEED_DK: tl.constexpr, NEED_DV: tl.constexpr,
     BIAS: tl.constexpr, HAS_SLOPES: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    FAST: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
+    FAST: tl.constexpr, SHORT: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """dk / scale and dv with the shares of queries lo..hi - 1. Tiles stand upright, keys by queries: p^T and ds^T are
@@ -128,7 +138,7 @@ def _walk_queries(
             is_visible(pos, key, valid, left, right, HAS_LEFT, HAS_RIGHT),
             bias_ptr + query.to(tl.int64) * stride_bm + key.to(tl.int64) * stride_bn if BIAS != "none" else 0,
             (query < Lq) & (key < Lk), slope, scale, softcap, keep_scale,
-            BIAS, HAS_SLOPES, HAS_SOFTCAP, DROPOUT, MASKED, FAST,
+            BIAS, HAS_SLOPES, HAS_SOFTCAP, DROPOUT, MASKED, FAST, SHORT, 0,
         )  # fmt: skip
         if NEED_DV:
             dv = dot(narrow(p, do.dtype), do, dv, ACC, PRECISION)
@@ -150,7 +160,7 @@ def _attention_bwd_dkv_kernel(
     BIAS: tl.constexpr, HAS_SLOPES: tl.constexpr, HAS_LENGTHS: tl.constexpr, PACKED: tl.constexpr,
     ALIGN_END: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
     DROPOUT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
-    EDGES_APART: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
+    EDGES_APART: tl.constexpr, SHORT: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """A program computes BLOCK_N rows of dk and dv of one key head, over its group's queries."""
@@ -210,7 +220,7 @@ def _attention_bwd_dkv_kernel(
                         start, end, key, shift, Lq, Lk, valid, bias_start, stride_bm, stride_bn, slope,
                         first_block, padded_k, seed, threshold, keep_scale, scale, softcap, left, right,
                         start_n, D, Dv, part != 1, NEED_DK, NEED_DV, BIAS, HAS_SLOPES, HAS_LEFT, HAS_RIGHT,
-                        HAS_SOFTCAP, DROPOUT, ACC, PRECISION, FAST, EVEN_D, EVEN_DV,
+                        HAS_SOFTCAP, DROPOUT, ACC, PRECISION, FAST, SHORT, EVEN_D, EVEN_DV,
                         BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV,
                     )  # fmt: skip
         if NEED_DK:
@@ -229,7 +239,7 @@ def _walk_keys(
     MASKED: tl.constexpr,
     BIAS: tl.constexpr, HAS_SLOPES: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr, DROPOUT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    FAST: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
+    FAST: tl.constexpr, SHORT: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """dq / scale with the shares of keys lo..hi - 1."""
@@ -252,7 +262,7 @@ def _walk_keys(
             qk, dp, pos, key, lse, delta, keep,
             is_visible(pos, key, valid, left, right, HAS_LEFT, HAS_RIGHT),
             bias_ptrs + key.to(tl.int64) * stride_bn if BIAS != "none" else 0, (rows < Lq)[:, None] & (key < Lk),
-            slope, scale, softcap, keep_scale, BIAS, HAS_SLOPES, HAS_SOFTCAP, DROPOUT, MASKED, FAST,
+            slope, scale, softcap, keep_scale, BIAS, HAS_SLOPES, HAS_SOFTCAP, DROPOUT, MASKED, FAST, SHORT, 1,
         )  # fmt: skip
         dq = dot(narrow(dqk, k.dtype), k, dq, ACC, PRECISION)
     return dq
@@ -270,7 +280,7 @@ def _attention_bwd_dq_kernel(
     BIAS: tl.constexpr, HAS_SLOPES: tl.constexpr, HAS_LENGTHS: tl.constexpr, PACKED: tl.constexpr,
     ALIGN_END: tl.constexpr, HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
     DROPOUT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
-    EDGES_APART: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
+    EDGES_APART: tl.constexpr, SHORT: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """A program computes BLOCK_M rows of dq of one head."""
@@ -328,7 +338,7 @@ def _attention_bwd_dq_kernel(
                     v_ptr + at * stride_vb + kv_head * stride_vh + start_k * stride_vn, stride_kn, stride_vn,
                     start, end, rows, pos, Lq, Lk, valid, bias_ptrs, stride_bn, slope, row_block, seed,
                     threshold, keep_scale, scale, softcap, left, right, D, Dv, part != 1, BIAS, HAS_SLOPES,
-                    HAS_LEFT, HAS_RIGHT, HAS_SOFTCAP, DROPOUT, ACC, PRECISION, FAST, EVEN_D, EVEN_DV,
+                    HAS_LEFT, HAS_RIGHT, HAS_SOFTCAP, DROPOUT, ACC, PRECISION, FAST, SHORT, EVEN_D, EVEN_DV,
                     BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV,
                 )  # fmt: skip
         dq_start = dq_ptr + at * stride_dqb + head * stride_dqh + start_q * stride_dqm
@@ -347,7 +357,7 @@ def _attention_bwd_dbias_kernel(
     BIAS: tl.constexpr, HAS_SLOPES: tl.constexpr, HAS_LENGTHS: tl.constexpr, ALIGN_END: tl.constexpr,
     HAS_LEFT: tl.constexpr, HAS_RIGHT: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
     DROPOUT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
-    EDGES_APART: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
+    EDGES_APART: tl.constexpr, SHORT: tl.constexpr, EVEN_D: tl.constexpr, EVEN_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
     """A program owns a (BLOCK_M, BLOCK_N) tile of the unexpanded bias's gradient and sums over the `batches` and
@@ -413,7 +423,7 @@ def _attention_bwd_dbias_kernel(
                     qk, dp, pos, key, lse, delta, keep,
                     is_visible(pos, key, valid, left, right, HAS_LEFT, HAS_RIGHT),
                     bias_ptrs, (rows < Lq)[:, None] & (key < Lk), slope, scale, softcap, keep_scale,
-                    BIAS, HAS_SLOPES, HAS_SOFTCAP, DROPOUT, True, FAST,
+                    BIAS, HAS_SLOPES, HAS_SOFTCAP, DROPOUT, True, FAST, SHORT, 1,
                 )  # fmt: skip
                 acc += ds
     partial_start = partial_ptr + own * stride_po
@@ -460,7 +470,7 @@ def _dbias(bias, target, width, B, H, Lq, Lk, tensors, common):
             batches=B // own[0] if own[0] else 1, rows_each=each[0], columns_each=each[1],
             programs_m=programs[0], programs_n=programs[1],
             stride_po=partial.stride(1), stride_pm=partial.stride(2),
-            SUM_M=shared[2], SUM_N=shared[3], **common, **tile,
+            SUM_M=shared[2], SUM_N=shared[3], SHORT=tile["BLOCK_N"] >= Lk, **common, **tile,
         )  # fmt: skip
     for dim in (2, 3):
         if shared[dim]:
@@ -501,7 +511,7 @@ def attention_bwd(
                 _attention_bwd_dkv_kernel[(B * kv_heads * triton.cdiv(max_k, tile["BLOCK_N"]),)](
                     **tensors, dk_ptr=dk, dv_ptr=dv, B=B, together=heads_together(k, v, max_k, 1),
                     max_k=max_k, **strides(dk=dk if need_dk else k, dv=dv if need_dv else v),
-                    NEED_DK=with_dk, NEED_DV=with_dv, **common, **tile, **EXACT,
+                    NEED_DK=with_dk, NEED_DV=with_dv, SHORT=tile["BLOCK_N"] >= max_k, **common, **tile, **EXACT,
                 )  # fmt: skip
         if need_dq:
             tile = dq_tile(target, q.dtype, width, full)
@@ -512,6 +522,7 @@ def attention_bwd(
                 B=B,
                 together=heads_together(k, v, max_k, common["group"]),
                 **strides(dq=dq),
+                SHORT=tile["BLOCK_N"] >= max_k,
                 **common,
                 **tile,
                 **EXACT,

@@ -31,11 +31,14 @@ _DQ_FP64 = {64: (16, 16, 8, 2), 128: (16, 16, 8, 2), 256: (16, 16, 8, 1)}
 
 # From width 256 on, and in the second table, dk and dv come in walks of their own: eight products in all, not seven.
 _DKV_WGMMA = {64: (64, 128, 8, 2), 128: (32, 128, 8, 2), 256: (32, 64, 8, 2)}
+# sm_100, where the tiles of sm_90 spill 412 to 1,212 bytes
+_DKV_TCGEN05 = {64: (64, 64, 8, 2), 128: (32, 32, 8, 2), 256: (32, 32, 8, 2)}
 _DKV_HALF = {64: (32, 128, 8, 2), 128: (32, 64, 8, 2), 256: (32, 64, 8, 2)}
 _DKV_HALF_FULL = {64: (32, 64, 8, 2), 128: (32, 64, 8, 2), 256: (16, 16, 8, 2)}
 _DKV_HALF_UNEVEN = {64: (16, 64, 8, 2), 128: (16, 32, 8, 2), 256: (16, 16, 8, 2)}
 _DKV_FP32 = {64: (16, 32, 8, 2), 128: (16, 16, 8, 2), 256: (16, 16, 8, 2)}
-_DKV_FP64 = {64: (16, 16, 8, 2), 128: (16, 16, 4, 2), 256: (16, 16, 8, 1)}
+# one stage at width 128: two spill 24 to 180 bytes on sm_80
+_DKV_FP64 = {64: (16, 16, 8, 2), 128: (16, 16, 4, 1), 256: (16, 16, 8, 1)}
 
 # AMD: 64 lanes a warp, so half as many; 64 KB of LDS
 _FWD_HIP = {64: (64, 64, 4, 2), 128: (64, 32, 4, 2), 256: (32, 32, 4, 2)}
@@ -108,8 +111,10 @@ def dkv_tile(target, dtype, width, full, even):
     if target.backend == "hip" and dtype.itemsize == 2:
         tile = _pick(_DKV_HIP, width, target)
     elif dtype.itemsize == 2:
-        light = _DKV_WGMMA if even and target.arch in (90, 100) else _DKV_HALF
-        second = _DKV_HALF_FULL if even else _DKV_HALF_UNEVEN
+        own = {90: _DKV_WGMMA if even else _DKV_HALF, 100: _DKV_TCGEN05}
+        light = own.get(target.arch, _DKV_HALF)
+        # on sm_100 (32, 64) at width 128 takes 252 bytes of spills
+        second = _DKV_HALF_FULL if even and (target.arch != 100 or width == 64) else _DKV_HALF_UNEVEN
         tile = _pick(second if full or _is_small(target) else light, width, target)
     else:
         tile = _pick(_DKV_FP32 if dtype == torch.float32 else _DKV_FP64, width, target)

@@ -1,9 +1,9 @@
 """Gated activations y = act(gate) * up over rows of adjacent elements, and their gradients in one pass."""
 
-import torch
 import triton
 import triton.language as tl
 
+from ..gated import launchers, size
 from .math import act_grad, act_value, narrow, widen
 from .runtime import STORAGE, acc_dtype, is_fast, launch_on
 
@@ -86,12 +86,6 @@ def tile(dtype):
     return {"BLOCK": 4096 // dtype.itemsize, "num_warps": 4}
 
 
-def _size(*tensors):
-    """(M, N) of these tensors' rows: one long row where all are contiguous."""
-    M, N = tensors[0].shape
-    return (1, M * N) if all(t.stride(0) == N or M == 1 for t in tensors) else (M, N)
-
-
 def _options(M, N, act, dtype):
     options = tile(dtype)
     grid = (M * triton.cdiv(N, options["BLOCK"]),)
@@ -99,7 +93,7 @@ def _options(M, N, act, dtype):
 
 
 def _fwd(gate, up, y, act):
-    M, N = _size(gate, up, y)
+    M, N = size(gate, up, y)
     grid, options = _options(M, N, act, y.dtype)
     with launch_on(gate):
         _glu_fwd_kernel[grid](
@@ -109,7 +103,7 @@ def _fwd(gate, up, y, act):
 
 
 def _bwd(dy, gate, up, dgate, dup, act):
-    M, N = _size(dy, gate, up, dgate, dup)
+    M, N = size(dy, gate, up, dgate, dup)
     grid, options = _options(M, N, act, dy.dtype)
     with launch_on(dy):
         _glu_bwd_kernel[grid](
@@ -119,30 +113,4 @@ def _bwd(dy, gate, up, dgate, dup, act):
         )  # fmt: skip
 
 
-def glu_fwd(gate, up, act):
-    """y = act(gate) * up, contiguous; gate, up (M, N) of adjacent columns."""
-    y = gate.new_empty(gate.shape)
-    _fwd(gate, up, y, act)
-    return y
-
-
-def glu_bwd(dy, gate, up, act):
-    """(dgate, dup), contiguous; dy, gate, up (M, N) of adjacent columns."""
-    dgate, dup = gate.new_empty(gate.shape), gate.new_empty(gate.shape)
-    _bwd(dy, gate, up, dgate, dup, act)
-    return dgate, dup
-
-
-def glu_split_fwd(x):
-    """y = a * sigmoid(b), the halves a, b of each row of x (M, 2 N)."""
-    up, gate = x.chunk(2, 1)
-    return glu_fwd(gate, up, "sigmoid")
-
-
-def glu_split_bwd(dy, x):
-    """dx (M, 2 N), contiguous, from dy (M, N)."""
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    up, gate = x.chunk(2, 1)
-    dup, dgate = dx.chunk(2, 1)
-    _bwd(dy, gate, up, dgate, dup, "sigmoid")
-    return dx
+glu_fwd, glu_bwd, glu_split_fwd, glu_split_bwd = launchers(_fwd, _bwd)

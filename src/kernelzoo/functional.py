@@ -25,7 +25,8 @@ from .ops.activation import (
     tanhshrink,
     threshold,
 )
-from .ops.attention import attention_decode, attention_varlen, scaled_dot_product_attention
+from .ops.attention import attention_varlen, scaled_dot_product_attention
+from .ops.attention_decode import attention_decode
 from .ops.cross_entropy import cross_entropy, nll_loss
 from .ops.dropout import dropout, dropout_add
 from .ops.embedding import embedding

@@ -8,7 +8,6 @@ from kernelzoo import functional as F
 from kernelzoo.verify import assert_as_good
 
 from ..harness import DTYPES, need
-from .test_cpu_limits import isa  # noqa: F401  (a fixture)
 
 
 def _results(q, k, v, dy, **options):
@@ -24,7 +23,7 @@ def _inputs(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-def test_every_instruction_set(isa, dtype):  # noqa: F811
+def test_every_instruction_set(isa, dtype):
     inputs = _inputs(dtype)
     for options in ({"is_causal": True}, {"window": (50, 20), "softcap": 3.0}):
         with kz.backend("cpp"):

@@ -12,20 +12,6 @@ from ..harness import DTYPES, need
 from .test_linear import act_of, exact_formula
 
 
-@pytest.fixture(params=["avx512", "avx2", "plain"])
-def isa(request):
-    need("cpp")
-    from kernelzoo import _cpu
-
-    before = _cpu.isa()
-    try:
-        _cpu.set_isa(request.param)
-    except (RuntimeError, ValueError) as reason:
-        pytest.skip(f"this CPU has no {request.param}: {reason}")
-    yield
-    _cpu.set_isa(before)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 def test_every_instruction_set(isa, dtype):
     def results(function, x):

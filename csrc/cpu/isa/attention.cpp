@@ -163,8 +163,7 @@ struct Backward {
   Gradients<T> g;
   T *rows, *queries, *grad_rows, *grads, *rows_b, *grad_rows_b, *keys, *keys_b, *values, *dq, *line;
   int64_t ldk, ldv;
-  alignas(64) T lse[BLOCK_M];
-  alignas(64) T delta[BLOCK_M];
+  Terms<T> terms;
 
   Backward(Arena& arena, const Attention& a) {
     const int64_t d = row_units<P>(a.D), dv = row_units<P>(a.Dv);
@@ -212,27 +211,31 @@ struct Backward {
 #pragma omp simd reduction(+ : sum)
         for (int64_t c = 0; c < a.Dv; ++c) sum += x[c] * y[c];
       }
-      delta[r] = sum;
-      lse[r] = r < m && stored[r] != T(-INFINITY) ? stored[r] : T(INFINITY);
+      terms.delta[r] = sum;
+      terms.rest[r] = terms.residual[r] = 0;
+      terms.lse[r] = r < m && stored[r] != T(-INFINITY) ? stored[r] : T(INFINITY);
     }
   }
 
-  // p and ds of the keys j0 to j0 + n. CAP: ds with respect to the scores before the cap.
+  // p and ds of the keys j0 to j0 + n of `keys`. CAP: ds with respect to the scores before the cap.
   template <class S, bool CAP>
-  void step(const Attention& a, int64_t b, int64_t h, int64_t i0, int64_t j0, int64_t n, Operand<T> k, Operand<T> v,
-            bool edge, Band band) {
+  void step(const Attention& a, int64_t b, int64_t h, int64_t i0, int64_t j0, int64_t n, int64_t keys, Operand<T> k,
+            Operand<T> v, bool edge, Band band) {
     const int64_t m = q.count, lanes = padded_columns(m);
     // where the products leave gaps p is 0, but 0 times what an earlier tile left must be 0 too
     if (edge) std::memset(g.dp, 0, n * BLOCK_M * sizeof(T));
     product<P, false>(n, lanes, a.D, k, queries, BLOCK_M, tile.s, BLOCK_M, band, false);
     product<P, false>(n, lanes, a.Dv, v, grads, BLOCK_M, g.dp, BLOCK_M, band, false);
     finish<S>(a, q, tile, b, h, i0, j0, n, edge);
-    const T left = unit<T>(a);
+    const T left = unit<T>(a), kept = T(1 / (1 - a.dropout_p));
+    const Lane own = whole(a, q, j0, n, keys);
     if (a.dropout_p > 0) {
       draw(a, tile, b, h, i0, m, j0, n);
-      gradient_step<P, true, CAP>(tile, g, m, n, left, lse, delta, T(1 / (1 - a.dropout_p)));
+      whole_step<P, true>(tile, g.dp, own.first, own.last, n, left, terms, kept);
+      gradient_step<P, true, CAP>(tile, g, m, n, left, terms, kept);
     } else {
-      gradient_step<P, false, CAP>(tile, g, m, n, left, lse, delta, T(1));
+      whole_step<P, false>(tile, g.dp, own.first, own.last, n, left, terms, T(1));
+      gradient_step<P, false, CAP>(tile, g, m, n, left, terms, T(1));
     }
   }
 };
@@ -287,9 +290,9 @@ void bwd(const Attention& a, int64_t b, int64_t hk, int64_t chunk, int64_t slot,
       const Band by_query = edge ? Band{-back - a.left, -back + a.right} : EVERYTHING;
       const Operand<T> keys = {w.keys, row_units<P>(a.D), 1};
       if (a.softcap != 0) {
-        w.template step<S, true>(a, b, h, i0, j, n, keys, v, edge, by_key);
+        w.template step<S, true>(a, b, h, i0, j, n, s.keys, keys, v, edge, by_key);
       } else {
-        w.template step<S, false>(a, b, h, i0, j, n, keys, v, edge, by_key);
+        w.template step<S, false>(a, b, h, i0, j, n, s.keys, keys, v, edge, by_key);
       }
       constexpr int64_t LD = BLOCK_M / P::PAIR;
       if (need_dv)

@@ -5,31 +5,6 @@
 
 #include "../softmax.h"
 
-// Cephes' polynomial, as in math::log1p.
-inline float log_of(float x) {
-  const float scaled = x < 1.17549435e-38f ? x * 8388608.0f : x;  // denormals by 2^23
-  const float offset = x < 1.17549435e-38f ? -23.0f : 0.0f;
-  const int32_t n = static_cast<int32_t>(math::to_bits(scaled) - 0x3f3504f3u) >> 23;
-  const float f = math::from_bits(math::to_bits(scaled) - (static_cast<uint32_t>(n) << 23)) - 1.0f;
-  const float whole_part = static_cast<float>(n) + offset;
-  float q = 7.0376836292e-2f;
-  q = q * f + -1.1514610310e-1f;
-  q = q * f + 1.1676998740e-1f;
-  q = q * f + -1.2420140846e-1f;
-  q = q * f + 1.4249322787e-1f;
-  q = q * f + -1.6668057665e-1f;
-  q = q * f + 2.0000714765e-1f;
-  q = q * f + -2.4999993993e-1f;
-  q = q * f + 3.3333331174e-1f;
-  const float f2 = f * f;
-  const float y = q * f * f2 + whole_part * -2.12194440e-4f - 0.5f * f2 + f;
-  const float finite = y + whole_part * 0.693359375f;
-  const float positive = x > 3.4028234e38f ? x : finite;
-  const float zero = x == 0.0f ? -INFINITY : NAN;
-  return x > 0.0f ? positive : (x != x ? x : zero);
-}
-inline double log_of(double x) { return std::log(x); }
-
 // ln(1 - x), x <= 1
 template <class T>
 inline T log_of_rest(T x) {
@@ -111,7 +86,7 @@ struct bce {
   }
   template <class T>
   static T value(T x, T t, T) {
-    return (t - 1) * bounded(log_of_rest(x)) - t * bounded(log_of(x));
+    return (t - 1) * bounded(log_of_rest(x)) - t * bounded(math::log(x));
   }
   template <class T>
   static T dx(T x, T t, T) {
@@ -120,7 +95,7 @@ struct bce {
   }
   template <class T>
   static T dt(T x, T, T) {
-    return log_of_rest(x) - log_of(x);
+    return log_of_rest(x) - math::log(x);
   }
 };
 
@@ -142,7 +117,7 @@ struct bce_logits {
 struct kl {
   template <class T>
   static T value(T x, T t, T) {
-    const T entropy = t * log_of(t);
+    const T entropy = t * math::log(t);
     return (t == 0 ? 0 : entropy) - t * x;
   }
   template <class T>
@@ -151,7 +126,7 @@ struct kl {
   }
   template <class T>
   static T dt(T x, T t, T) {  // nan at 0, as the derivative of torch's xlogy(t, t)
-    return log_of(t) + t / t - x;
+    return math::log(t) + t / t - x;
   }
 };
 

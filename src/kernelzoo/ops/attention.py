@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as T
 
 from . import attention_checks as check
-from .attention_formula import reference, reference_decode
+from .attention_formula import reference
 from .core import ArgumentError, KernelFunction, autocast_dtype, below, choice, define, draw_seed
 from .core.function import transform
 from .core.registry import PLAIN
@@ -20,7 +20,14 @@ from .core.registry import PLAIN
 MAX_FEATURES = 256  # of a head, in the kernels
 
 
-def _dense(t):
+def too_wide(q, v):
+    """Why no kernel takes these heads, or None."""
+    if q.size(3) > MAX_FEATURES or v.size(3) > MAX_FEATURES:
+        return f"heads of more than {MAX_FEATURES} features have no kernel"
+    return None
+
+
+def dense(t):
     """t as the launchers take it: any strides but the last."""
     return t if t.stride(-1) == 1 else t.contiguous()
 
@@ -37,19 +44,13 @@ def _prepare_fwd(q, k, v, bias, slopes, key_lengths, cu_q, cu_k, seed, max_q, ma
     rest = (slopes, key_lengths, cu_q, cu_k, seed, max_q, max_k, *rest)
     if bias is not None:
         bias = bias.expand(q.size(0), q.size(1), q.size(2), k.size(2))
-    return _dense(q), _dense(k), _dense(v), bias, *rest
+    return dense(q), dense(k), dense(v), bias, *rest
 
 
 def _prepare_bwd(do, q, k, v, o, lse, bias, *rest):
     if bias is not None:
         bias = bias.expand(q.size(0), q.size(1), q.size(2), k.size(2))
-    return _dense(do), _dense(q), _dense(k), _dense(v), _dense(o), lse.contiguous(), bias, *rest
-
-
-def _prepare_decode(q, k, v, lengths, block_table, *rest):
-    if q.is_cpu:
-        check.cached("attention_decode", k, lengths, block_table)
-    return _dense(q), _dense(k), _dense(v), lengths, block_table, *rest
+    return dense(do), dense(q), dense(k), dense(v), dense(o), lse.contiguous(), bias, *rest
 
 
 def _fake_fwd(q, k, v, *_):
@@ -82,16 +83,9 @@ attention_bwd = define(
     fake=_fake_bwd,
     prepare=_prepare_bwd,
 )
-decode_op = define(
-    "attention_decode(Tensor q, Tensor k, Tensor v, Tensor lengths, Tensor? block_table, Tensor? slopes, "
-    "float scale, SymInt left, float softcap) -> Tensor",
-    "attention",
-    fake=lambda q, k, v, *_: q.new_empty(q.shape[0], q.shape[1], q.shape[2], v.shape[3]),
-    prepare=_prepare_decode,
-)
 
 
-# ---- the Functions
+# ---- the Function
 
 
 class AttentionFunction(KernelFunction):
@@ -119,8 +113,8 @@ class AttentionFunction(KernelFunction):
 
     @staticmethod
     def unserved(q, k, v, bias, slopes, *rest):
-        if q.size(3) > MAX_FEATURES or v.size(3) > MAX_FEATURES:
-            return f"heads of more than {MAX_FEATURES} features have no kernel"
+        if reason := too_wide(q, v):
+            return reason
         if bias is not None and bias.dtype not in (torch.bool, q.dtype):
             return f"a mask of {bias.dtype} beside {q.dtype} has no kernel"
         if slopes is not None and slopes.requires_grad and torch.is_grad_enabled():
@@ -186,41 +180,6 @@ def _torchs_own_wins(q, k, v, *rest):
     return None
 
 
-class DecodeFunction(KernelFunction):
-    """Has no backward kernel: where a gradient is asked for, the formula runs."""
-
-    module = "attention"
-    mixed = True
-
-    @staticmethod
-    def label(*args):
-        return "attention_decode"
-
-    @staticmethod
-    def formula(*args):
-        return reference_decode(*args)
-
-    @classmethod
-    def unserved(cls, q, k, v, lengths, block_table, slopes, *_):
-        if q.size(3) > MAX_FEATURES or v.size(3) > MAX_FEATURES:
-            return f"heads of more than {MAX_FEATURES} features have no kernel"
-        return cls.rule(q, k, v, lengths, block_table, slopes)
-
-    @staticmethod
-    def rule(q, k, v, lengths, block_table, slopes, *_):
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (q, k, v, slopes)):
-            return "a gradient is asked for, which is the formula's"
-        return None
-
-    @staticmethod
-    def forward(ctx, *args):
-        return decode_op(*args)
-
-    @staticmethod
-    def backward(ctx, do):
-        raise NotImplementedError("attention_decode: its kernels have no backward")
-
-
 # ---- the public functions
 
 
@@ -276,13 +235,17 @@ def scaled_dot_product_attention(
         ArgumentTypeError (a TypeError and a RuntimeError): dtypes that do not fit, arguments of another type.
     """
     name = "scaled_dot_product_attention"
+
+    def torchs_own():
+        return T.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+
     extras = window is not None or softcap is not None or alibi_slopes is not None or key_lengths is not None
     refused = None
     if not extras and not (is_causal and attn_mask is not None) and _at_once(query, key, value, is_causal):
         try:
-            return T.scaled_dot_product_attention(
-                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-            )
+            return torchs_own()
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, IndexError, NotImplementedError) as error:
@@ -290,19 +253,13 @@ def scaled_dot_product_attention(
     if not check.tensors(name, query=query, key=key, value=value) or (
         attn_mask is not None and not check.tensors(name, attn_mask=attn_mask)
     ):  # torch.fx
-        return T.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+        return torchs_own()
     check.flag(name, "is_causal", is_causal)
     check.flag(name, "enable_gqa", enable_gqa)
     dropout_p = check.probability(name, dropout_p)
-    if scale is not None:
-        scale = check.number(name, "scale", scale)
     odd = query.is_nested or key.is_nested or value.is_nested or not query.is_floating_point()
     if odd and not extras:
-        return T.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+        return torchs_own()
     if odd:
         raise ArgumentError(
             f"{name}: window, softcap, alibi_slopes and key_lengths take plain floating tensors, "
@@ -321,8 +278,7 @@ def scaled_dot_product_attention(
     softcap = check.softcap_of(name, softcap)
     slopes = check.slopes_of(name, alibi_slopes, B, H, q)
     key_lengths = check.lengths_of_keys(name, key_lengths, B, S, q)
-    scale = _scale(scale, E)
-    options = (L, S, scale, left, right, False, softcap, dropout_p)
+    options = (L, S, check.scale_of(name, scale, E), left, right, False, softcap, dropout_p)
     if refused is not None:  # by torch, for no reason of the arguments; it may have drawn random numbers
         raise refused
     y = _attend(to, q, k, v, bias, slopes, key_lengths, None, None, options)
@@ -340,10 +296,6 @@ def _at_once(q, k, v, is_causal):
     ):  # which torch may take, and misread
         return False
     return not q.is_cpu or _small(q, k, is_causal)
-
-
-def _scale(scale, E):
-    return scale if scale is not None else 1.0 / math.sqrt(E) if E else 1.0
 
 
 def _attend(to, q, k, v, bias, slopes, key_lengths, cu_q, cu_k, options):
@@ -460,7 +412,7 @@ def attention_varlen(
     B, H = cu[0].size(0) - 1, q.size(1)
     options = (
         *longest,
-        _scale(None if scale is None else check.number(name, "scale", scale), q.size(2)),
+        check.scale_of(name, scale, q.size(2)),
         left,
         right,
         True,
@@ -470,55 +422,3 @@ def attention_varlen(
     slopes = check.slopes_of(name, alibi_slopes, B, H, q)
     q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
     return _attend(to, q, k, v, None, slopes, None, *cu, options)[0].transpose(0, 1)
-
-
-def attention_decode(
-    q,
-    k_cache,
-    v_cache,
-    lengths,
-    block_table=None,
-    *,
-    scale=None,
-    window=None,
-    softcap=None,
-    alibi_slopes=None,
-):
-    """Attention of new tokens to a cache of keys and values, their own among them.
-
-    Args:
-        q: (B, H, Lq, D), the new tokens, Lq small.
-        k_cache, v_cache: (B, Hkv, S, D) and (B, Hkv, S, Dv); or, with block_table, pages (blocks, Hkv, size, D) and
-            (blocks, Hkv, size, Dv) (W. Kwon et al., PagedAttention, arXiv:2309.06180). Hkv divides H.
-        lengths: (B,), whole numbers: how many keys of each sequence count, the new tokens' own included.
-        block_table: (B, max_blocks), whole numbers: position j of sequence b lies in page block_table[b, j // size]
-            at j % size. Entries that no position reaches may be anything.
-        window: (left, right), as scaled_dot_product_attention's; the right side is never more than 0.
-        scale, softcap, alibi_slopes: as scaled_dot_product_attention's.
-
-    Returns:
-        (B, H, Lq, Dv): query i stands at lengths[b] - Lq + i and sees nothing later. What lies in the cache beyond
-        the lengths is not looked at. Gradients, where asked for, come from the formula.
-
-    Raises:
-        ArgumentError, ArgumentTypeError, as scaled_dot_product_attention; lengths beyond the cache and a block_table
-        that points outside it are an ArgumentError (on a GPU values are read once for each tensor, and not while a
-        graph is captured).
-    """
-    name = "attention_decode"
-    if not check.tensors(name, q=q, k_cache=k_cache, v_cache=v_cache):
-        raise ArgumentError(f"{name}: a proxy of torch.fx came, which this function does not take")
-    to = autocast_dtype(q)
-    check.dtypes(name, to, q=q, k_cache=k_cache, v_cache=v_cache)
-    check.caches(name, q, k_cache, v_cache, lengths, block_table)
-    left, _ = check.window_of(name, window, True)
-    softcap = check.softcap_of(name, softcap)
-    slopes = check.slopes_of(name, alibi_slopes, q.size(0), q.size(1), q)
-    scale = _scale(None if scale is None else check.number(name, "scale", scale), q.size(3))
-    if to is not None:
-        q, k_cache, v_cache = (
-            t if t.dtype in (to, torch.float64) else t.to(to) for t in (q, k_cache, v_cache)
-        )
-    lengths = check.int32(lengths)
-    block_table = None if block_table is None else check.int32(block_table)
-    return DecodeFunction.call(q, k_cache, v_cache, lengths, block_table, slopes, scale, left, softcap)

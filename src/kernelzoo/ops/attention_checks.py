@@ -66,6 +66,13 @@ def softcap_of(function, value):
     return value
 
 
+def scale_of(function, scale, features):
+    """scale, or 1/√E."""
+    if scale is not None:
+        return number(function, "scale", scale)
+    return 1.0 / math.sqrt(features) if features else 1.0
+
+
 def window_of(function, window, is_causal):
     """(left, right), -1 for no limit; causal is a right side of 0."""
     left = right = -1
