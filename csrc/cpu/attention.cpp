@@ -12,7 +12,7 @@
 namespace kernelzoo {
 namespace {
 
-// The backward's products take at most 10 blocks of 64x256 doubles, its tiles 8 of 64x64.
+// The backward's operands take at most 5 blocks of 192x256 doubles and 2 of 96x256, its tiles 6 of 192x96: 3.2 MB.
 constexpr size_t SCRATCH = size_t{4} << 20;
 // Tasks that a backward is cut into where there are too few heads, however many threads there are.
 constexpr int64_t BWD_TASKS = 32, DECODE_TASKS = 64;

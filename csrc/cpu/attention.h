@@ -14,9 +14,10 @@ struct Rows {
 enum { NO_BIAS, BOOL_BIAS, FLOAT_BIAS };
 constexpr int64_t UNLIMITED = int64_t{1} << 30;
 
-// Queries and keys of a block, multiples of 16: the score tile and each operand of a product (at D = 64: 16 KB)
-// stay in L1 or, all of a block's together, in L2.
-constexpr int64_t BLOCK_M = 128, BLOCK_N = 96;
+// Queries and keys of a block, multiples of 16, all of whose tiles stay in L2 together (at D = 64: 0.5 MB in the
+// backward). Each block of queries reads all keys and values and updates dk and dv, from L3 where a sequence is long:
+// 192 queries take 2 % less time than 128 at L 4096. 256 take 1 % less still, but more for a mask's gradient.
+constexpr int64_t BLOCK_M = 192, BLOCK_N = 96;
 // Keys that a part of a decoding step takes at least.
 constexpr int64_t PART = 256;
 

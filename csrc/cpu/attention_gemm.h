@@ -12,6 +12,7 @@ template <class T>
 struct Operand {
   const T* p;
   int64_t row, k;
+  int64_t ahead = 0;  // rows to those that the next product takes, which are fetched into L2 (at L 4096: -2 %)
 };
 
 // c (M, N) = a b, or c += a b. K counts elements, N columns rounded up to vectors; b's and c's rows are ldb and ldc
@@ -29,6 +30,10 @@ void product(int64_t M, int64_t N, int64_t K, Operand<typename P::T> a, const ty
       int64_t low = r + band.low, high = r + rows + band.high;
       if (low < 0) low = 0;
       int64_t first = v0, last = v0 + step < vectors ? v0 + step : vectors, k0 = 0, k1 = ceil_div(K, P::PAIR);
+      if (a.ahead && !v0)
+        for (int64_t i = 0; i < rows; ++i)
+          for (int64_t k = 0; k * P::PAIR < K; k += 64 / sizeof(*b))
+            __builtin_prefetch(a.p + (r + i + a.ahead) * a.row + k, 0, 2);
       if (TRIM_K) {
         if (high > K) high = K;
         if (low >= high) continue;
@@ -69,6 +74,15 @@ void pack(const S* s, int64_t stride, int64_t rows, int64_t n, typename P::T* t,
     }
   }
   if (padded_rows > rows) std::memset(t, 0, (padded_rows - rows) * units * sizeof(*t));
+}
+
+// The rows themselves where pack would change nothing, else packed.
+template <class P, class S>
+const typename P::T* packed(const S* s, int64_t stride, int64_t rows, int64_t n, typename P::T* t, int64_t padded_rows) {
+  if constexpr (!P::DOT && sizeof(S) == sizeof(*t))
+    if (n == stride && n == row_units<P>(n) && rows == padded_rows) return reinterpret_cast<const typename P::T*>(s);
+  pack<P>(s, stride, rows, n, t, padded_rows);
+  return t;
 }
 
 // B for a product whose k runs along s's rows: s itself as pack leaves it, or pairs of its rows interleaved, from an

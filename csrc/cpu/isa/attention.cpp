@@ -58,9 +58,9 @@ template <class P, class S>
 Operand<typename P::T> as_rows(const S* s, int64_t stride, int64_t rows, int64_t n, typename P::T* packed) {
   using T = typename P::T;
   if constexpr (P::DOT) {
-    if (n % 2 == 0 && stride % 2 == 0) return {reinterpret_cast<const T*>(s), stride / 2, 1};
+    if (n % 2 == 0 && stride % 2 == 0) return {reinterpret_cast<const T*>(s), stride / 2, 1, BLOCK_N};
   } else if constexpr (sizeof(S) == sizeof(T)) {
-    return {reinterpret_cast<const T*>(s), stride, 1};
+    return {reinterpret_cast<const T*>(s), stride, 1, BLOCK_N};
   }
   pack<P>(s, stride, rows, n, packed, rows);
   return {packed, row_units<P>(n), 1};
@@ -142,8 +142,9 @@ void fwd(const Attention& a, int64_t b, int64_t h, int64_t block) {
   for (int64_t j = span.begin; j < span.end; j += BLOCK_N) {
     const int64_t n = span.end - j < BLOCK_N ? span.end - j : BLOCK_N;
     const Operand<T> k = as_rows<P>(row_of<const S>(a.k, a, b, hk, s.k0 + j), a.k.row, n, a.D, f.keys);
-    pack<P>(row_of<const S>(a.v, a, b, hk, s.k0 + j), a.v.row, n, a.Dv, f.values, ceil_div(n, P::PAIR) * P::PAIR);
-    f.template step<S>(a, b, h, i0, j, n, k, f.values, true);
+    const T* v = packed<P>(row_of<const S>(a.v, a, b, hk, s.k0 + j), a.v.row, n, a.Dv, f.values,
+                           ceil_div(n, P::PAIR) * P::PAIR);
+    f.template step<S>(a, b, h, i0, j, n, k, v, true);
   }
   T* lse = row_of<T>(a.lse, a, b, h, s.q0 + i0);
   for (int64_t i = 0; i < m; ++i) {
@@ -281,18 +282,18 @@ void bwd(const Attention& a, int64_t b, int64_t hk, int64_t chunk, int64_t slot,
     for (int64_t j = span.begin; j < span.end; j += BLOCK_N) {
       const int64_t n = span.end - j < BLOCK_N ? span.end - j : BLOCK_N, even = ceil_div(n, P::PAIR) * P::PAIR;
       const S* k = row_of<const S>(a.k, a, b, hk, s.k0 + j);
-      pack<P>(k, a.k.row, n, a.D, w.keys, even);
+      const T* keys = packed<P>(k, a.k.row, n, a.D, w.keys, even);
       const Operand<T> v = as_rows<P>(row_of<const S>(a.v, a, b, hk, s.k0 + j), a.v.row, n, a.Dv, w.values);
       const bool edge = on_edge(a, w.q, j, n);
       const int64_t back = j - w.q.first;
       w.g.dbias = strip && !share.j ? strip + j * BLOCK_M : strip;
       const Band by_key = edge ? Band{back - a.right, back + a.left} : EVERYTHING;
       const Band by_query = edge ? Band{-back - a.left, -back + a.right} : EVERYTHING;
-      const Operand<T> keys = {w.keys, row_units<P>(a.D), 1};
+      const Operand<T> k_rows = {keys, row_units<P>(a.D), 1, keys == w.keys ? 0 : BLOCK_N};
       if (a.softcap != 0) {
-        w.template step<S, true>(a, b, h, i0, j, n, s.keys, keys, v, edge, by_key);
+        w.template step<S, true>(a, b, h, i0, j, n, s.keys, k_rows, v, edge, by_key);
       } else {
-        w.template step<S, false>(a, b, h, i0, j, n, s.keys, keys, v, edge, by_key);
+        w.template step<S, false>(a, b, h, i0, j, n, s.keys, k_rows, v, edge, by_key);
       }
       constexpr int64_t LD = BLOCK_M / P::PAIR;
       if (need_dv)
@@ -301,7 +302,7 @@ void bwd(const Attention& a, int64_t b, int64_t hk, int64_t chunk, int64_t slot,
       if (need_dk)
         product<P, true>(n, w.ldk, m, {w.g.ds_rows, LD, 1}, w.rows_b, w.ldk, sums.dk + j * w.ldk, w.ldk, by_key, true);
       if (need_dq)
-        product<P, true>(m, w.ldk, n, {w.g.ds_pairs, 1, BLOCK_M}, interleaved<P>(w.keys, even, a.D, w.keys_b), w.ldk,
+        product<P, true>(m, w.ldk, n, {w.g.ds_pairs, 1, BLOCK_M}, interleaved<P>(keys, even, a.D, w.keys_b), w.ldk,
                          w.dq, w.ldk, by_query, true);
     }
     if (!need_dq) continue;
