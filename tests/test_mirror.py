@@ -57,6 +57,8 @@ MODULES = {
         lambda: (torch.randn(4, 3, 6),),
     ),
     "TransformerEncoderLayer": ((6, 2, 8), lambda: (torch.randn(4, 3, 6),)),
+    **{name: ((3, 5), lambda: (torch.randn(4, 2, 3),)) for name in ("GRU", "LSTM", "RNN")},
+    **{name: ((3, 5), lambda: (torch.randn(4, 3),)) for name in ("GRUCell", "LSTMCell", "RNNCell")},
 }
 
 
