@@ -157,8 +157,8 @@ def test_against_torch(options):
     )
     for i, three in enumerate(zip(got, want, exact, strict=True)):
         assert_as_good(f"result {i}", *three)
-    if options["kind"] == "rnn-relu" and dtype.itemsize == 2:
-        return  # a sum that rounds to the other side of 0 than torch's has the other derivative: no error to bound
+    if options["kind"] == "rnn-relu" and dtype == torch.bfloat16:
+        return  # a sum that rounds to the other side of 0 (0.0003 for 0) turns a derivative from 0 to 1
     for i, three in enumerate(zip(grads, their_grads, exact_grads, strict=True)):
         assert_as_good(f"gradient {i}", *three)
 
@@ -333,10 +333,18 @@ def test_double_backward(name, backend):
     with kz.backend(KERNEL if backend == "kernel" else backend):
         torch.autograd.gradgradcheck(lambda x: flat(layer(x)), x, fast_mode=True)
         layer.float()
-        x = x.detach().float().requires_grad_()
-        (dx,) = torch.autograd.grad(layer(x)[0].square().sum(), x, create_graph=True)
-        dx.square().sum().backward()
-    assert all(p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in layer.parameters() if p.dim() == 2)
+        x = x.detach().float()
+        found = second(layer, x)
+    exact = second(layer.double(), x.double())
+    for got, want in zip(found, exact, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
+
+
+def second(layer, x):
+    """The gradients of the input's gradient's square."""
+    x = x.detach().requires_grad_()
+    (dx,) = torch.autograd.grad(layer(x)[0].square().sum(), x, create_graph=True)
+    return torch.autograd.grad(dx.square().sum(), list(layer.parameters()))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
@@ -398,6 +406,25 @@ def _watched(forward, asked):
         return forward(*args)
 
     return watched
+
+
+def test_small_layers_are_torchs_own():
+    """The rule of "auto" on a CPU, and what it leaves to the kernels: packed, compiled, with options, large."""
+    small, large = nn.LSTM(I, H), nn.LSTM(I, kz.ops.rnn.SMALL_LSTM + 1)
+    x = torch.randn(3, 2, I)
+    packed = pack_padded_sequence(x, [3, 1])
+    for layer, given, torchs in (
+        (small, x, True),
+        (small, packed, False),
+        (large, x, False),
+        (nn.LSTM(I, H, peephole=True), x, False),
+        (nn.GRU(I, H), x, False),
+        (nn.LSTM(I, H).bfloat16(), x.bfloat16(), False),
+        (nn.LSTMCell(I, H), x[0], True),
+    ):
+        with kz.trace() as calls:
+            layer(given)
+        assert (calls[-1].backend == "torch") is torchs, calls
 
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])

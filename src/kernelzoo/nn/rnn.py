@@ -103,7 +103,7 @@ class _Layers:
         elif batch_sizes is None and self.batch_first:
             x = x.transpose(0, 1)
         states = self._check_states(hx, x, batch_sizes, batched)
-        if self._torch_serves(x):
+        if self._torch_serves(x, batch_sizes):
             return super().forward(input, hx)
         if order is not None:
             states = [s.index_select(1, order) for s in states]
@@ -123,13 +123,13 @@ class _Layers:
             x = x.transpose(0, 1)
         return x, tuple(final) if self.mode == "LSTM" else final[0]
 
-    def _torch_serves(self, x):
-        """Whether "auto" leaves all layers to torch's own call, where no kernel takes them."""
+    def _torch_serves(self, x, batch_sizes):
+        """Whether "auto" leaves all layers to torch's own call."""
         if torch.compiler.is_compiling() or any(
             getattr(self, name, value) != value for name, value in OPTIONS
         ):
             return False
-        return x.is_cpu and ops.torch_serves_layers(self.mode.lower(), x)
+        return x.is_cpu and ops.torch_serves_layers(self.mode.lower(), x, self.hidden_size, batch_sizes)
 
     def _layer(self, x, layer, batch_sizes, states, ended):
         """The output of a layer's directions side by side; their final states are appended to `ended`."""
@@ -165,6 +165,10 @@ class _Layers:
         if batch_sizes is None and x.dim() not in (2, 3):
             raise ArgumentError(f"{name}: Expected input to be 2D or 3D, got {x.dim()}D instead")
         self.check_input(x if x.dim() == 3 or batch_sizes is not None else x.unsqueeze(1), batch_sizes)
+        if not x.size(int(self.batch_first and x.dim() == 3)) and batch_sizes is None:
+            raise ArgumentError(
+                f"{name}: Expected sequence length to be larger than 0, got input of shape {tuple(x.shape)}"
+            )
         return x.dim() == 3
 
     def _check_states(self, hx, x, batch_sizes, batched):
