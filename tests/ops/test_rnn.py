@@ -108,7 +108,7 @@ class TestRNN(OpSuite):
         case("gru", "norm", "heads", sizes=[9] * 7 + [4] * 30 + [1], H=34, large=True),
         case("rnn_tanh", T=50, B=16, H=129, large=True),
         case("rnn_relu", "reverse", sizes=[33] * 3 + [8] * 9, H=48, large=True),
-        case("lstm", T=700, B=2, H=8, large=True),
+        case("lstm", T=260, B=2, H=8, large=True),
     )  # fmt: skip
 
 

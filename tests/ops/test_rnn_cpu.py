@@ -7,7 +7,6 @@ import kernelzoo as kz
 from kernelzoo.verify import assert_as_good
 
 from ..harness import DTYPES, need
-from .test_cpu_limits import isa  # noqa: F401  (a fixture)
 from .test_rnn import MODES, call, case, formula
 
 ODD = (
@@ -39,7 +38,7 @@ def results(function, tensors, options):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("one", ODD, ids=lambda c: c.id)
-def test_every_instruction_set(isa, one, dtype):  # noqa: F811
+def test_every_instruction_set(isa, one, dtype):
     tensors, options = inputs(one, dtype)
     wide = [t.double() if torch.is_tensor(t) and t.is_floating_point() else t for t in tensors]
     with kz.backend("cpp"):
