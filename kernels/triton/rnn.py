@@ -4,6 +4,7 @@ The launchers' arguments and the formula are ops/rnn.py's. A step takes a second
 is normalised, and two where both.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -29,10 +30,9 @@ class Step(NamedTuple):
 
 def steps(batch_sizes, R, B, reverse):
     """The Steps in the layer's order; `n_before` and `n_after` are 0 where there is none."""
-    rows = offsets(batch_sizes, R, B).tolist()
-    spans = [(start, end - start) for start, end in zip(rows, rows[1:])]
+    spans = [(start, end - start) for start, end in pairwise(offsets(batch_sizes, R, B).tolist())]
     spans = [(0, 0), *(reversed(spans) if reverse else spans), (0, 0)]
-    return [Step(*here, *before, *after) for before, here, after in zip(spans, spans[1:], spans[2:])]
+    return [Step(*spans[i], *spans[i - 1], *spans[i + 1]) for i in range(1, len(spans) - 1)]
 
 
 def is_persistent(target, dtype, H, w_hr):
@@ -44,14 +44,21 @@ def is_persistent(target, dtype, H, w_hr):
     if w_hr is not None:
         return False
     if target.backend == "interpreter":  # small, so that tiny shapes reach both ways
-        return H <= 8
-    return H <= {2: 128, 4: 64, 8: 32}[dtype.itemsize]
+        return H <= 4
+    widest = {2: 128, 4: 64, 8: 32}[dtype.itemsize]
+    return H <= widest
 
 
 def persistent_tile(target, dtype, H):
     """16 sequences a program, the least that a tensor core's product takes. Not yet measured on a device."""
     block_h = max(16, triton.next_power_of_2(H))
-    return {"BLOCK_M": 16, "BLOCK_H": block_h, "RESIDENT": True, "num_warps": 8, "num_stages": 1}
+    return {
+        "BLOCK_M": 16,
+        "BLOCK_H": block_h,
+        "RESIDENT": True,
+        "num_warps": 16 if block_h == 128 else 8,
+        "num_stages": 1,
+    }
 
 
 def step_tile(target, dtype, n, width):
@@ -125,7 +132,7 @@ def rnn_fwd(
     m = empty(B, H, when=w_hr is not None)
     by_rows = normal or ln_cell is not None
     sums = empty(B, G * H, dtype=acc, when=by_rows)
-    shared |= dict(c_ptr=c, m_ptr=m, P=P)
+    shared |= {"c_ptr": c, "m_ptr": m, "P": P}
     precision = matmul_precision(gx.dtype)
     with launch_on(gx):
         for step in steps(batch_sizes, R, B, reverse):
@@ -208,7 +215,13 @@ def _recurrence(
     dm = empty(B, H, dtype=acc, when=by_rows and (w_hr is not None or dh_new is None))
     cell = empty(B, H, dtype=acc, when=ln_cell is not None)
     first_c = c0.to(acc) if lstm else None
-    shared |= dict(c0_ptr=first_c, dh_ptr=dh, dc_ptr=dc, dgh_ptr=dgx if dgh is None else dgh, P=P)
+    shared |= {
+        "c0_ptr": first_c,
+        "dh_ptr": dh,
+        "dc_ptr": dc,
+        "dgh_ptr": dgx if dgh is None else dgh,
+        "P": P,
+    }
     order = steps(batch_sizes, R, B, reverse)[::-1]
     first = order[-1]
     order.append(Step(0, 0, 0, 0, first.row, first.n))  # dh0

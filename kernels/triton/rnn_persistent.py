@@ -61,8 +61,8 @@ def _rnn_persistent_fwd_kernel(
     gx_ptr, h0_ptr, c0_ptr, w_ptr, b_hn_ptr, peephole_ptr, ln_weight_ptr, ln_cell_ptr, h_mask_ptr, zone_h_ptr,
     zone_c_ptr, offsets_ptr, lengths_ptr, out_ptr, hn_ptr, cn_ptr, gates_ptr, cells_ptr, gh_ptr, rstd_ptr,
     B, T, H, eps: tl.float64,
-    HEADS: tl.constexpr, MODE: tl.constexpr, GATES: tl.constexpr, REVERSE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    FAST: tl.constexpr, RESIDENT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
+    HEADS: tl.constexpr, MODE: tl.constexpr, GATES: tl.constexpr, REVERSE: tl.constexpr, ACC: tl.constexpr,
+    PRECISION: tl.constexpr, FAST: tl.constexpr, RESIDENT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """h_t, c_t of BLOCK_M sequences for all t; BLOCK_H >= H. RESIDENT: w_hh is loaded once and kept."""
     DTYPE: tl.constexpr = out_ptr.dtype.element_ty
@@ -88,7 +88,7 @@ def _rnn_persistent_fwd_kernel(
         if GATES > 3:
             w3 = _load_w(w_ptr, 3, offs_n, offs_k, H, HEADS)
     steps = _steps_of(lengths_ptr, T, BLOCK_M)
-    for i in range(0, steps):
+    for i in range(steps):
         t = steps - 1 - i if REVERSE else i
         rows, active = _step(offsets_ptr, lengths_ptr, offs_b, mask_b, t, B)
         mask = active & mask_n
@@ -128,9 +128,13 @@ def _rnn_persistent_fwd_kernel(
             gh0 = _normalise(gh0, mean, rstd, ln_weight_ptr, gh_ptr, offs, offs_n, mask, mask_n, ACC)
             if GATES > 1:
                 gh1 = _normalise(gh1, mean, rstd, ln_weight_ptr, gh_ptr, offs, offs_n + H, mask, mask_n, ACC)
-                gh2 = _normalise(gh2, mean, rstd, ln_weight_ptr, gh_ptr, offs, offs_n + 2 * H, mask, mask_n, ACC)
+                gh2 = _normalise(
+                    gh2, mean, rstd, ln_weight_ptr, gh_ptr, offs, offs_n + 2 * H, mask, mask_n, ACC
+                )
             if GATES > 3:
-                gh3 = _normalise(gh3, mean, rstd, ln_weight_ptr, gh_ptr, offs, offs_n + 3 * H, mask, mask_n, ACC)
+                gh3 = _normalise(
+                    gh3, mean, rstd, ln_weight_ptr, gh_ptr, offs, offs_n + 3 * H, mask, mask_n, ACC
+                )
         a, b = gates_fwd(
             gx_ptr, b_hn_ptr, peephole_ptr, ln_weight_ptr, gates_ptr, gh_ptr, gh0, gh1, gh2, gh3, c,
             rows, offs_n, mask, mask_n, H, MODE, ACC, FAST,
@@ -172,8 +176,8 @@ def _rnn_persistent_bwd_kernel(
     h_mask_ptr, zone_h_ptr, zone_c_ptr, offsets_ptr, lengths_ptr, gates_ptr, cells_ptr, gh_ptr, rstd_ptr,
     dgx_ptr, dgh_ptr, dh0_ptr, dc0_ptr, dh_new_ptr,
     B, T, H, eps: tl.float64,
-    HEADS: tl.constexpr, MODE: tl.constexpr, GATES: tl.constexpr, REVERSE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    FAST: tl.constexpr, RESIDENT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
+    HEADS: tl.constexpr, MODE: tl.constexpr, GATES: tl.constexpr, REVERSE: tl.constexpr, ACC: tl.constexpr,
+    PRECISION: tl.constexpr, FAST: tl.constexpr, RESIDENT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """dgx, dgh of all steps of BLOCK_M sequences, and dh0, dc0, which the loop carries in registers."""
     DTYPE: tl.constexpr = dgx_ptr.dtype.element_ty
@@ -202,7 +206,7 @@ def _rnn_persistent_bwd_kernel(
         if GATES > 3:
             w3 = _load_w(w_ptr, 3, offs_k, offs_n, H, HEADS)
     steps = _steps_of(lengths_ptr, T, BLOCK_M)
-    for i in range(0, steps):
+    for i in range(steps):
         t = i if REVERSE else steps - 1 - i
         rows, active = _step(offsets_ptr, lengths_ptr, offs_b, mask_b, t, B)
         mask = active & mask_n

@@ -10,7 +10,9 @@ STEP = ["row", "n", "row_before", "n_before", "n_after", "y_row"]
 
 
 @triton.jit
-def _statistics(ptr, start, mask_b, size, eps, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+def _statistics(
+    ptr, start, mask_b, size, eps, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
     """Mean and 1/sqrt(var + eps) of the first `size` values from `start` on, in two walks."""
     offs_n = tl.arange(0, BLOCK_N)[None, :].to(tl.int64)
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
@@ -80,11 +82,33 @@ def _rnn_rows_fwd_kernel(
                 sums_ptr, ln_weight_ptr, gh_ptr, start, rows, offs_n + H, mask, mask_n, mean, rstd, size, ACC
             )
             gh2 = _gate_sum(
-                sums_ptr, ln_weight_ptr, gh_ptr, start, rows, offs_n + 2 * H, mask, mask_n, mean, rstd, size, ACC
+                sums_ptr,
+                ln_weight_ptr,
+                gh_ptr,
+                start,
+                rows,
+                offs_n + 2 * H,
+                mask,
+                mask_n,
+                mean,
+                rstd,
+                size,
+                ACC,
             )
         if GATES > 3:
             gh3 = _gate_sum(
-                sums_ptr, ln_weight_ptr, gh_ptr, start, rows, offs_n + 3 * H, mask, mask_n, mean, rstd, size, ACC
+                sums_ptr,
+                ln_weight_ptr,
+                gh_ptr,
+                start,
+                rows,
+                offs_n + 3 * H,
+                mask,
+                mask_n,
+                mean,
+                rstd,
+                size,
+                ACC,
             )
         c = gh0
         if MODE == "lstm":

@@ -10,7 +10,16 @@ import triton.language as tl
 from .math import narrow, tanh, tanh_grad, widen
 from .rnn_cell import before, dot, gates_fwd, gru_bwd, load, lstm_bwd, mix, rnn_bwd, store
 
-STEP = ["row", "n", "row_before", "n_before", "row_after", "n_after", "a_row", "y_row"]  # change with every step
+STEP = [
+    "row",
+    "n",
+    "row_before",
+    "n_before",
+    "row_after",
+    "n_after",
+    "a_row",
+    "y_row",
+]  # change with every step
 
 
 @triton.jit
@@ -163,7 +172,7 @@ def _rnn_step_bwd_kernel(
     offs_k = tl.arange(0, BLOCK_K).to(tl.int64)
     tiles_k = tl.cdiv(width, BLOCK_K)
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
-    for i in range(0, tl.where(n_after > 0, GATES * tiles_k, 0)):
+    for i in range(tl.where(n_after > 0, GATES * tiles_k, 0)):
         in_gate = (i % tiles_k) * BLOCK_K + offs_k
         column = (i // tiles_k).to(tl.int64) * H + head * width + in_gate  # of G H
         mask_k = in_gate < width

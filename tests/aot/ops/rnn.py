@@ -1,4 +1,4 @@
-"""The recurrent layers' kernels: every tile of a step, plain and with all options; the persistent ones at every width."""
+"""The recurrent layers' kernels: a step's tiles, plain and with all options; the persistent at every width."""
 
 import torch
 
@@ -46,7 +46,11 @@ def cases():
                 if kernel in STEP + ROWS and persistent:
                     continue
                 dots = kernel not in ROWS and has_tensor_core(target, dtype)
-                default = (target, dtype, options) == ("sm_90", "bfloat16", "full+norm" if kernel in ROWS else "")
+                default = (target, dtype, options) == (
+                    "sm_90",
+                    "bfloat16",
+                    "full+norm" if kernel in ROWS else "",
+                )
                 if kernel == PROJECT:
                     default = (target, dtype, B) == ("sm_90", "bfloat16", 16)
                 yield {
@@ -57,6 +61,8 @@ def cases():
 
 def launch(case, target):
     rnn.target_of = lambda x: target
+    if 'tile' in case:  # TRY
+        rnn.persistent_tile = lambda *a: case['tile']  # TRY
     dtype = getattr(torch, case["dtype"])
     mode, B, H = case["mode"], case["B"], case["H"]
     options = case["options"].split("+")
