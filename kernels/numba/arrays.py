@@ -99,6 +99,61 @@ def _parallel():
     return parallel
 
 
+# A step's phase is a row of a table of WIDTH int64: its kernel; its units, FIXED + PER_ROW n in a step of n rows, and
+# elements, ELEMENTS n; what its kernel, which gets the row for its args, is told of the step: the first row and the
+# rows, and the same of the step that is computed before it. Behind them come the kernel's own, from ARGS on.
+KERNEL, FIXED, PER_ROW, ELEMENTS, ROW, ROWS, BEFORE, BEFORE_ROWS, ARGS = range(9)
+WIDTH = 48
+
+
+@intrinsic
+def _call_at(typingctx, address, first, last, args, p0):
+    """Calls the kernel at an address with args at another."""
+
+    def codegen(context, builder, signature, values):
+        address, first, last, args, p0 = values
+        c_types = [context.get_value_type(t) for t in _KERNEL.args]
+        function = builder.inttoptr(address, ir.FunctionType(ir.VoidType(), c_types).as_pointer())
+        builder.call(function, [first, last, builder.inttoptr(args, c_types[2]), p0, p0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, types.int64, types.float64), codegen
+
+
+@functools.cache
+def _steps(parallel):
+    integers = (types.int64,) * 6
+
+    @njit(types.void(*integers, types.float64, types.int64), nogil=True, parallel=parallel)
+    def steps(table, phases, offsets, T, down, reverse, p0, threads):
+        before = numba.get_num_threads()
+        if parallel:
+            numba.set_num_threads(threads)
+        off = pointer(offsets, np.int64)
+        for s in range(T):
+            t = T - 1 - s if down else s
+            n = off[t + 1] - off[t]
+            earlier = t + 1 if reverse else t - 1
+            for p in range(phases):
+                row = table + p * WIDTH * 8
+                phase = pointer(row, np.int64)
+                phase[ROW], phase[ROWS] = off[t], n
+                phase[BEFORE] = phase[BEFORE_ROWS] = 0
+                if 0 <= earlier < T:
+                    phase[BEFORE], phase[BEFORE_ROWS] = off[earlier], off[earlier + 1] - off[earlier]
+                units, kernel = phase[FIXED] + phase[PER_ROW] * n, phase[KERNEL]
+                tasks = min(threads, units, n * phase[ELEMENTS] // GRAIN)
+                if tasks <= 1:
+                    _call_at(kernel, 0, units, row, p0)
+                else:
+                    for task in prange(tasks):
+                        _call_at(kernel, task * units // tasks, (task + 1) * units // tasks, row, p0)
+        if parallel:
+            numba.set_num_threads(before)
+
+    return steps
+
+
 _one_at_a_time = threading.Lock()
 _forked = False
 
@@ -120,12 +175,31 @@ def launch(kernel, n, elements, args, p0=0.0, p1=0.0):
     if tasks <= 1 or _forked:  # GNU OpenMP ends a forked process that uses it
         _serial()(kernel.address, 1, n, args, p0, p1)
         return
-    parallel = _parallel()
+    _in_parallel(_parallel(), kernel.address, tasks, n, args, p0, p1)
+
+
+def _in_parallel(function, *args):
     if numba.threading_layer() == "workqueue":  # ends the process when two threads launch
         with _one_at_a_time:
-            parallel(kernel.address, tasks, n, args, p0, p1)
+            function(*args)
     else:
-        parallel(kernel.address, tasks, n, args, p0, p1)
+        function(*args)
+
+
+def launch_steps(table, offsets, down, reverse, p0=0.0):
+    """Runs the table's phases, one after the other, for each step t in turn, downwards or upwards.
+
+    table: int64 (phases, WIDTH). offsets: int64 (T + 1,), the steps' first rows. reverse: whether step t + 1 rather
+    than t - 1 is BEFORE step t. A step costs no call from Python.
+    """
+    T = len(offsets) - 1
+    most = int(offsets.diff().max()) * int(table[:, ELEMENTS].max()) // GRAIN if T else 0
+    threads = min(most, torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    args = (table.ctypes.data, len(table), offsets.data_ptr(), T, down, reverse, p0, max(1, threads))
+    if threads <= 1 or _forked:
+        _steps(False)(*args[:-1], 1)
+    else:
+        _in_parallel(_steps(True), *args)
 
 
 # ---- storage: how a dtype is read into, and written from, the type it is computed in

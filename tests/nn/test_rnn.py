@@ -13,7 +13,7 @@ import kernelzoo as kz
 from kernelzoo import nn
 from kernelzoo.verify import assert_as_good
 
-from ..harness import BACKENDS, GPU, compiled_quietly, here
+from ..harness import BACKENDS, GPU, compiled_quietly, device_of
 
 I, H, P = 5, 6, 4
 KINDS = {
@@ -23,6 +23,7 @@ KINDS = {
     "rnn-tanh": ("RNN", {}),
     "rnn-relu": ("RNN", {"nonlinearity": "relu"}),
 }
+KERNEL = next(b for b in ("cpp", "numba") if kz.backends()[b].available)  # of a CPU
 INTERPRETED = ("triton",) if not GPU else ()
 # Kernels at hand, "auto" and the formula in turn
 BACKEND = ["auto", "torch", *(b for b in BACKENDS if kz.backends()[b].available and b not in INTERPRETED)]
@@ -145,7 +146,9 @@ def test_against_torch(options):
         sizes = (extra.get("proj_size", H), H) if name == "LSTM" else (H,)
         states = [torch.randn(lead, *batch, size, generator=g, dtype=torch.float64) for size in sizes]
     dtype = options["dtype"]
-    given = [t.to(dtype) for t in (x, *states)]
+    device = device_of(options["backend"])
+    given = [t.to(dtype).to(device) for t in (x, *states)]
+    ours, theirs = ours.to(device), theirs.to(device)
     with kz.backend(options["backend"]):
         got, grads = run(ours, given[0], make, given[1:])
     want, their_grads = run(theirs, given[0], make, given[1:])
@@ -210,7 +213,7 @@ def test_extras(name, options):
     copied = pickle.loads(pickle.dumps(layer))
     packed = pack_sequence([torch.randn(n, I) for n in (2, 4)], enforce_sorted=False)
     found = []
-    for backend in ("auto", "torch", here()):
+    for backend in ("auto", "torch", KERNEL):
         for module in (layer, other, copied):
             torch.manual_seed(5)
             module.zero_grad()
@@ -247,7 +250,7 @@ def test_cells(name, bias, nonlinearity):
         x, h, c = (torch.randn(*batch, n, dtype=torch.float64, requires_grad=True) for n in (I, H, H))
         for hx in (None, (h, c) if name == "LSTMCell" else h):
             want = theirs(x, hx)
-            for backend in ("auto", here()):
+            for backend in ("auto", KERNEL):
                 with kz.backend(backend):
                     got = ours(x, hx)
                 torch.testing.assert_close(got, want)
@@ -272,18 +275,18 @@ class Counter:
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
 def test_compile_with_changing_lengths(name, options):
     """One whole graph, compiled at most twice (static, then dynamic) whatever lengths follow."""
-    layer = getattr(nn, name)(I, H, 2, bidirectional=True, **options).eval()
+    layer = getattr(nn, name)(I, H, 2, bidirectional=True, dtype=torch.float64, **options).eval()
     counter = Counter()
     with compiled_quietly():
         compiled = torch.compile(layer, fullgraph=True, backend=counter)
         for T in (5, 7, 4, 9, 11, 6):
-            x = torch.randn(T, 3, I)
+            x = torch.randn(T, 3, I, dtype=torch.float64)
             torch.testing.assert_close(compiled(x), layer(x))
         assert counter.graphs <= 2
     with compiled_quietly():
         compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
         for T in (5, 7, 4):
-            x = torch.randn(T, 3, I)
+            x = torch.randn(T, 3, I, dtype=torch.float64)
             for module in (compiled, layer):
                 module.zero_grad()
                 sum(t.square().sum() for t in flat(module(x))).backward()
@@ -312,7 +315,7 @@ def test_export(name):
     x = torch.randn(3, 5, I)
     time = torch.export.Dim("time", min=2, max=50)
     with compiled_quietly(), torch.no_grad():
-        program = torch.export.export(layer, (x,), dynamic_shapes={"input": {1: time}, "hx": None})
+        program = torch.export.export(layer, (x,), dynamic_shapes={"input": {1: time}})
         for T in (5, 9):
             x = torch.randn(3, T, I)
             torch.testing.assert_close(program.module()(x), layer(x))
@@ -322,25 +325,16 @@ def test_export(name):
 @pytest.mark.parametrize("backend", ["auto", "torch", "kernel"])
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
 def test_double_backward(name, backend):
-    """torch's own LSTM has no second derivative in float32."""
+    """In float32 as well, and on a GPU, where torch's own have no second derivative."""
     layer = getattr(nn, name)(I, H, bidirectional=True).double()
     x = torch.randn(3, 2, I, dtype=torch.float64, requires_grad=True)
-    with kz.backend(here() if backend == "kernel" else backend):
+    with kz.backend(KERNEL if backend == "kernel" else backend):
         torch.autograd.gradgradcheck(lambda x: flat(layer(x)), x, fast_mode=True)
         layer.float()
         x = x.detach().float().requires_grad_()
         (dx,) = torch.autograd.grad(layer(x)[0].square().sum(), x, create_graph=True)
         dx.square().sum().backward()
     assert all(p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in layer.parameters() if p.dim() == 2)
-
-
-def test_torchs_own_lstm_has_no_second_derivative():
-    """When it gets one, the claim above goes."""
-    layer = torch.nn.LSTM(I, H)
-    x = torch.randn(3, 2, I, requires_grad=True)
-    (dx,) = torch.autograd.grad(layer(x)[0].square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="derivative for 'mkldnn_rnn_layer_backward' is not implemented"):
-        dx.square().sum().backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
@@ -365,7 +359,7 @@ def test_autocast(name, packed):
     ours, theirs = pair(name, I, H)
     x = torch.randn(4, 2, I)
     x = pack_padded_sequence(x, [4, 3]) if packed else x
-    for backend in ("auto", here()):
+    for backend in ("auto", KERNEL):
         with kz.backend(backend), torch.autocast("cpu", torch.bfloat16):
             got, want = flat(ours(x)), flat(theirs(x))
         for a, b in zip(got, want, strict=True):
@@ -421,9 +415,9 @@ def state(module, *shape):
 def test_bad_input(name, bad):
     """torch's type of error, and a message that names both sides."""
     ours, theirs = pair(name, I, H)
-    want = raised(lambda: BAD_INPUTS[bad](theirs))
     got = raised(lambda: BAD_INPUTS[bad](ours))
-    assert issubclass(got.type, want.type)
+    if (name, bad) != ("LSTM", "packed state"):  # which torch takes, and reads a part of
+        assert issubclass(got.type, raised(lambda: BAD_INPUTS[bad](theirs)).type)
     assert len([c for c in str(got.value) if c.isdigit()]) > 1 or bad in ("dtype", "device")
 
 

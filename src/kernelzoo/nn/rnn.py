@@ -8,6 +8,7 @@ from ..ops import rnn_checks as check
 from ..ops.core import ArgumentError
 from ..ops.core.checks import same_device
 from ..ops.dropout import dropout
+from .dynamo import allow_rnn
 
 EXTRAS = """
 
@@ -43,6 +44,7 @@ class _Layers:
         heads=1,
         **kwargs,
     ):
+        allow_rnn()
         super().__init__(*args, **kwargs)
         name = type(self).__name__
         check.zones(name, self.mode.lower(), zoneout)
@@ -52,6 +54,10 @@ class _Layers:
         self.weight_dropout = check.probability(name, "weight_dropout", weight_dropout)
         self.heads = check.divides(name, heads, self.hidden_size, self._outputs())
         self._register_extras()
+
+    def __setstate__(self, state):
+        allow_rnn()
+        super().__setstate__(state)
 
     def _outputs(self):
         return self.proj_size or self.hidden_size

@@ -105,10 +105,13 @@ class KernelFunction:
         args = [a.view_as(a) if isinstance(a, torch.Tensor) else a for a in cls.inputs(ctx)]
         wanted = [i for i, need in enumerate(ctx.needs_input_grad) if need]
         outputs = cls.formula(*args)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        # an output that nobody used has no gradient; one that no wanted argument reaches passes none on
+        used = [(y, dy) for y, dy in zip(outputs, grads, strict=True) if dy is not None and y.requires_grad]
         found = torch.autograd.grad(
-            outputs,
+            [y for y, _ in used],
             [args[i] for i in wanted],
-            grads,
+            [dy for _, dy in used],
             create_graph=True,
             allow_unused=True,
             materialize_grads=True,
