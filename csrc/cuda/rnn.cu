@@ -29,6 +29,8 @@ __device__ unsigned int arrived(const unsigned int* counter) {
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(n) : "l"(counter) : "memory");
   return n;
 }
+
+__device__ void ask(const void* ptr) { asm volatile("prefetch.global.L2 [%0];" ::"l"(ptr)); }
 #endif
 
 // Waits until all blocks have called it `times` times; what they stored before is visible past L1 after.
@@ -65,6 +67,12 @@ __device__ AccOf<S> get(const void* ptr, int64_t i) {
 template <typename S>
 __device__ void put(void* ptr, int64_t i, AccOf<S> value) {
   static_cast<typename Storage<S>::Bits*>(ptr)[i] = Storage<S>::encode(value);
+}
+
+// Asks L2 for `count` values `step` apart: what the next step will want of memory, while the blocks still meet.
+template <typename S>
+__device__ void ask(const void* ptr, int64_t i, int count, int64_t step) {
+  for (int k = 0; ptr && k < count; ++k) ask(static_cast<const S*>(ptr) + i + k * step);
 }
 
 // How the work is cut: a block has `units` units of all gates, and every gridDim.y-th tile of rows.
@@ -214,7 +222,10 @@ __global__ __launch_bounds__(THREADS) void _rnn_fwd_kernel(Rnn r, Cut cut, bool 
       }
       __syncthreads();
     }
-    if (i + 1 < last) meet(static_cast<unsigned int*>(r.counter), i - first + 1);
+    if (i + 1 == last) return;
+    for (int64_t at = threadIdx.x + blockIdx.y * THREADS; at < after.n; at += gridDim.y * THREADS)
+      ask<S>(r.gx, (after.row + at) * gates_of(r.mode) * H + unit, gates_of(r.mode), H);
+    meet(static_cast<unsigned int*>(r.counter), i - first + 1);
   }
 }
 
@@ -239,7 +250,12 @@ __global__ __launch_bounds__(THREADS) void _rnn_bwd_kernel(Rnn r, Cut cut, bool 
       }
       __syncthreads();
     }
-    if (s + 1 < last) meet(static_cast<unsigned int*>(r.counter), s - first + 1);
+    if (s + 1 == last) return;
+    for (int64_t at = threadIdx.x + blockIdx.y * THREADS; at < before.n; at += gridDim.y * THREADS) {
+      ask<S>(r.gates, (before.row + at) * K + unit, gates_of(r.mode), H);
+      ask<S>(r.dout, (before.row + at) * H + unit, 1, 0);
+    }
+    meet(static_cast<unsigned int*>(r.counter), s - first + 1);
   }
 }
 

@@ -1,7 +1,7 @@
 """Recurrent layers of one direction in CUDA C++: csrc/cuda/rnn.cu.
 
-The launchers' arguments and the formula are ops/rnn.py's; `unserved` names the options that these kernels leave to
-others.
+The launchers' arguments and the formula are ops/rnn.py's. w_hr, ln_weight and ln_cell are None and heads is 1: these
+options are left to other backends.
 """
 
 import torch
@@ -9,20 +9,6 @@ import torch
 from kernelzoo import _cuda
 from kernelzoo.kernels.cuda.native import DTYPES, target
 from kernelzoo.kernels.rnn import GATES, backward, offsets
-
-
-def unserved(w_hr, ln_weight, ln_cell, heads):
-    """Why these kernels do not take a layer with these options, or None where they do."""
-    if w_hr is not None:
-        return "its kernels project no output (proj_size)"
-    if ln_weight is not None or ln_cell is not None:
-        return "its kernels normalise nothing"
-    return None if heads == 1 else "its kernels have no heads"
-
-
-def _checked(*options):
-    if reason := unserved(*options):
-        raise NotImplementedError(f"rnn: {reason}")
 
 
 def _launch(function, like, batch_sizes, **fields):
@@ -45,7 +31,8 @@ def rnn_fwd(
 ):  # fmt: skip
     """out (R, H), hn (B, H), cn (B, H) or None, and what the backward needs, None unless `save`: gates (R, G H),
     cells (R, H), gh (R, H), rstd (never)."""
-    _checked(w_hr, ln_weight, ln_cell, heads)
+    assert heads == 1
+    assert all(t is None for t in (w_hr, ln_weight, ln_cell))
     R, (B, H), G = gx.shape[0], h0.shape, GATES[mode]
     lstm, acc = mode == "lstm", _acc(gx.dtype)
 
@@ -69,7 +56,8 @@ def _recurrence(
     dout, dhn, dcn, out, h0, c0, w_hh, b_hn, w_hr, peephole, ln_weight, ln_cell, h_mask, zone_h, zone_c, batch_sizes,
     gates, cells, gh, rstd, mode, reverse, heads, eps, need_dh_new,
 ):  # fmt: skip
-    _checked(w_hr, ln_weight, ln_cell, heads)
+    assert heads == 1
+    assert all(t is None for t in (w_hr, ln_weight, ln_cell))
     (R, H), B = out.shape, h0.shape[0]
     lstm, acc = mode == "lstm", _acc(out.dtype)
 

@@ -4,7 +4,6 @@ The launchers' arguments and the formula are ops/rnn.py's. A step takes a second
 is normalised, and two where both.
 """
 
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -30,35 +29,34 @@ class Step(NamedTuple):
 
 def steps(batch_sizes, R, B, reverse):
     """The Steps in the layer's order; `n_before` and `n_after` are 0 where there is none."""
-    spans = [(start, end - start) for start, end in pairwise(offsets(batch_sizes, R, B).tolist())]
+    rows = offsets(batch_sizes, R, B).tolist()
+    spans = [(rows[t], rows[t + 1] - rows[t]) for t in range(len(rows) - 1)]
     spans = [(0, 0), *(reversed(spans) if reverse else spans), (0, 0)]
     return [Step(*spans[i], *spans[i - 1], *spans[i + 1]) for i in range(1, len(spans) - 1)]
 
 
-def is_persistent(target, dtype, H, w_hr):
-    """Whether all steps go in one launch, w_hh passing through the registers of each program.
+def is_persistent(target, dtype, H, w_hr, backward):
+    """Whether all steps go in one launch, w_hh held by each program. Not yet measured on a device.
 
-    Not yet measured on a device. Above these widths w_hh no longer fits one program's registers and shared memory as
-    compiled ahead of time (tests/aot), and one multiprocessor would do the work of many.
+    The widths are those that compile without spills (tests/aot): at 128 units w_hh takes 136 KB of shared memory, and
+    the backward, which has dgx of four gates beside it, spills; float64 spills at 32. Few units is the point of it:
+    one multiprocessor does for its sequences what all of them would do together.
     """
     if w_hr is not None:
         return False
     if target.backend == "interpreter":  # small, so that tiny shapes reach both ways
         return H <= 4
-    widest = {2: 128, 4: 64, 8: 32}[dtype.itemsize]
-    return H <= widest
+    if dtype == torch.float64:
+        return False
+    roomy = dtype.itemsize == 2 and not backward and target.shared_memory >= 150 << 10
+    return H <= 64 or (roomy and H <= 128)
 
 
-def persistent_tile(target, dtype, H):
+def persistent_tile(target, H):
     """16 sequences a program, the least that a tensor core's product takes. Not yet measured on a device."""
     block_h = max(16, triton.next_power_of_2(H))
-    return {
-        "BLOCK_M": 16,
-        "BLOCK_H": block_h,
-        "RESIDENT": True,
-        "num_warps": 16 if block_h == 128 else 8,
-        "num_stages": 1,
-    }
+    num_warps = 4 if target.backend == "hip" else 8
+    return {"BLOCK_M": 16, "BLOCK_H": block_h, "num_warps": num_warps, "num_stages": 1}
 
 
 def step_tile(target, dtype, n, width):
@@ -116,10 +114,10 @@ def rnn_fwd(
         gx_ptr=gx, h0_ptr=h0, b_hn_ptr=b_hn, peephole_ptr=peephole, zone_h_ptr=zone_h, zone_c_ptr=zone_c,
         out_ptr=out, hn_ptr=hn, gates_ptr=gates, cells_ptr=cells, gh_ptr=gh, H=H, **_common(gx, mode),
     )  # fmt: skip
-    if is_persistent(target, gx.dtype, H, w_hr):
+    if is_persistent(target, gx.dtype, H, w_hr, False):
         cn = empty(B, H, when=lstm)
         starts, lengths = _packed(batch_sizes, R, B, gx.device)
-        options = persistent_tile(target, gx.dtype, H)
+        options = persistent_tile(target, H)
         with launch_on(gx):
             _rnn_persistent_fwd_kernel[(triton.cdiv(B, options["BLOCK_M"]),)](
                 c0_ptr=c0, w_ptr=w_hh, ln_weight_ptr=ln_weight, ln_cell_ptr=ln_cell, h_mask_ptr=h_mask,
@@ -189,11 +187,11 @@ def _recurrence(
         out_ptr=out, h0_ptr=h0, gates_ptr=out if gates is None else gates, cells_ptr=cells, gh_ptr=gh,
         b_hn_ptr=b_hn, peephole_ptr=peephole, zone_c_ptr=zone_c, dgx_ptr=dgx, H=H, **_common(out, mode),
     )  # fmt: skip
-    if is_persistent(target, dtype, H, w_hr):
+    if is_persistent(target, dtype, H, w_hr, True):
         dc0 = empty(B, H, when=lstm)
         dh_new = empty(R, H, when=need_dh_new)
         starts, lengths = _packed(batch_sizes, R, B, out.device)
-        options = persistent_tile(target, dtype, H)
+        options = persistent_tile(target, H)
         with launch_on(out):
             _rnn_persistent_bwd_kernel[(triton.cdiv(B, options["BLOCK_M"]),)](
                 dout_ptr=dout, dhn_ptr=dhn, dcn_ptr=dcn, c0_ptr=c0, w_ptr=w_hh, ln_weight_ptr=ln_weight,

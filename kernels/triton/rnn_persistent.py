@@ -62,9 +62,9 @@ def _rnn_persistent_fwd_kernel(
     zone_c_ptr, offsets_ptr, lengths_ptr, out_ptr, hn_ptr, cn_ptr, gates_ptr, cells_ptr, gh_ptr, rstd_ptr,
     B, T, H, eps: tl.float64,
     HEADS: tl.constexpr, MODE: tl.constexpr, GATES: tl.constexpr, REVERSE: tl.constexpr, ACC: tl.constexpr,
-    PRECISION: tl.constexpr, FAST: tl.constexpr, RESIDENT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
+    PRECISION: tl.constexpr, FAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    """h_t, c_t of BLOCK_M sequences for all t; BLOCK_H >= H. RESIDENT: w_hh is loaded once and kept."""
+    """h_t, c_t of BLOCK_M sequences for all t; BLOCK_H >= H; w_hh is loaded once and kept."""
     DTYPE: tl.constexpr = out_ptr.dtype.element_ty
     offs_b = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
     offs_n = tl.arange(0, BLOCK_H)[None, :].to(tl.int64)
@@ -80,13 +80,12 @@ def _rnn_persistent_fwd_kernel(
         c = load(c0_ptr, offs_h, seen, ACC)
     if h_mask_ptr is not None:
         h_mask = load(h_mask_ptr, offs_h, seen, ACC)
-    if RESIDENT:
-        w0 = _load_w(w_ptr, 0, offs_n, offs_k, H, HEADS)
-        if GATES > 1:
-            w1 = _load_w(w_ptr, 1, offs_n, offs_k, H, HEADS)
-            w2 = _load_w(w_ptr, 2, offs_n, offs_k, H, HEADS)
-        if GATES > 3:
-            w3 = _load_w(w_ptr, 3, offs_n, offs_k, H, HEADS)
+    w0 = _load_w(w_ptr, 0, offs_n, offs_k, H, HEADS)
+    if GATES > 1:
+        w1 = _load_w(w_ptr, 1, offs_n, offs_k, H, HEADS)
+        w2 = _load_w(w_ptr, 2, offs_n, offs_k, H, HEADS)
+    if GATES > 3:
+        w3 = _load_w(w_ptr, 3, offs_n, offs_k, H, HEADS)
     steps = _steps_of(lengths_ptr, T, BLOCK_M)
     for i in range(steps):
         t = steps - 1 - i if REVERSE else i
@@ -98,19 +97,11 @@ def _rnn_persistent_fwd_kernel(
         gh1 = zero
         gh2 = zero
         gh3 = zero
-        if not RESIDENT:
-            w0 = _load_w(w_ptr, 0, offs_n, offs_k, H, HEADS)
         gh0 = dot(hm, w0, zero, PRECISION, ACC)
         if GATES > 1:
-            if not RESIDENT:
-                w1 = _load_w(w_ptr, 1, offs_n, offs_k, H, HEADS)
             gh1 = dot(hm, w1, zero, PRECISION, ACC)
-            if not RESIDENT:
-                w2 = _load_w(w_ptr, 2, offs_n, offs_k, H, HEADS)
             gh2 = dot(hm, w2, zero, PRECISION, ACC)
         if GATES > 3:
-            if not RESIDENT:
-                w3 = _load_w(w_ptr, 3, offs_n, offs_k, H, HEADS)
             gh3 = dot(hm, w3, zero, PRECISION, ACC)
         if ln_weight_ptr is not None:
             total = GATES * size
@@ -177,7 +168,7 @@ def _rnn_persistent_bwd_kernel(
     dgx_ptr, dgh_ptr, dh0_ptr, dc0_ptr, dh_new_ptr,
     B, T, H, eps: tl.float64,
     HEADS: tl.constexpr, MODE: tl.constexpr, GATES: tl.constexpr, REVERSE: tl.constexpr, ACC: tl.constexpr,
-    PRECISION: tl.constexpr, FAST: tl.constexpr, RESIDENT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
+    PRECISION: tl.constexpr, FAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """dgx, dgh of all steps of BLOCK_M sequences, and dh0, dc0, which the loop carries in registers."""
     DTYPE: tl.constexpr = dgx_ptr.dtype.element_ty
@@ -198,13 +189,12 @@ def _rnn_persistent_bwd_kernel(
         dc = load(dcn_ptr, offs_h, seen, ACC)
     if h_mask_ptr is not None:
         h_mask = load(h_mask_ptr, offs_h, seen, ACC)
-    if RESIDENT:
-        w0 = _load_w(w_ptr, 0, offs_k, offs_n, H, HEADS)
-        if GATES > 1:
-            w1 = _load_w(w_ptr, 1, offs_k, offs_n, H, HEADS)
-            w2 = _load_w(w_ptr, 2, offs_k, offs_n, H, HEADS)
-        if GATES > 3:
-            w3 = _load_w(w_ptr, 3, offs_k, offs_n, H, HEADS)
+    w0 = _load_w(w_ptr, 0, offs_k, offs_n, H, HEADS)
+    if GATES > 1:
+        w1 = _load_w(w_ptr, 1, offs_k, offs_n, H, HEADS)
+        w2 = _load_w(w_ptr, 2, offs_k, offs_n, H, HEADS)
+    if GATES > 3:
+        w3 = _load_w(w_ptr, 3, offs_k, offs_n, H, HEADS)
     steps = _steps_of(lengths_ptr, T, BLOCK_M)
     for i in range(steps):
         t = i if REVERSE else steps - 1 - i
@@ -306,19 +296,11 @@ def _rnn_persistent_bwd_kernel(
             if GATES > 3:
                 store(dgh_ptr, x + 3 * H, d3, mask)
         # units beyond H meet rows of w that are loaded as 0
-        if not RESIDENT:
-            w0 = _load_w(w_ptr, 0, offs_k, offs_n, H, HEADS)
         acc = dot(narrow(d0, DTYPE), w0, zero, PRECISION, ACC)
         if GATES > 1:
-            if not RESIDENT:
-                w1 = _load_w(w_ptr, 1, offs_k, offs_n, H, HEADS)
             acc = dot(narrow(d1, DTYPE), w1, acc, PRECISION, ACC)
-            if not RESIDENT:
-                w2 = _load_w(w_ptr, 2, offs_k, offs_n, H, HEADS)
             acc = dot(narrow(d2, DTYPE), w2, acc, PRECISION, ACC)
         if GATES > 3:
-            if not RESIDENT:
-                w3 = _load_w(w_ptr, 3, offs_k, offs_n, H, HEADS)
             acc = dot(narrow(d3, DTYPE), w3, acc, PRECISION, ACC)
         if h_mask_ptr is not None:
             acc *= h_mask

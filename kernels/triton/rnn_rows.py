@@ -126,6 +126,7 @@ def _rnn_rows_fwd_kernel(
             if ln_cell_ptr is None:
                 h = a * tanh(b, FAST)
             else:
+                tl.debug_barrier()  # all threads have read the sums in whose place these go
                 tl.store(sums_ptr + start + offs_n, b, mask=mask)
                 tl.store(sums_ptr + start + offs_n + H, a, mask=mask)
         if ln_cell_ptr is None:
@@ -277,6 +278,7 @@ def _rnn_rows_bwd_kernel(
         g_mean = tl.expand_dims(tl.sum(g_acc, axis=1) / tl.full([], size, ACC), 1)
         gx_mean = tl.expand_dims(tl.sum(gx_acc, axis=1) / tl.full([], size, ACC), 1)
         rstd = tl.load(rstd_ptr + rows, mask=mask_b, other=0.0)
+        tl.debug_barrier()
         for k in range(0, size, BLOCK_N):
             column = k + offs
             mask_n = column < size

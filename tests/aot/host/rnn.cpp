@@ -7,6 +7,7 @@
 namespace {
 
 int multiprocessors = 3, shared_memory = 64 << 10;
+bool cooperative = true;
 std::vector<std::string> launches;
 
 using Kernel = void (*)(kz::Rnn, kz::Cut, bool, int64_t, int64_t);
@@ -39,7 +40,7 @@ const char* cudaGetErrorName(cudaError_t) { return "error"; }
 const char* cudaGetErrorString(cudaError_t) { return "of the host"; }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
   *value = which == cudaDevAttrMultiProcessorCount ? multiprocessors
-           : which == cudaDevAttrMaxSharedMemoryPerBlockOptin ? shared_memory : 1;
+           : which == cudaDevAttrMaxSharedMemoryPerBlockOptin ? shared_memory : cooperative;
   return cudaSuccess;
 }
 }
@@ -52,7 +53,9 @@ DeviceGuard::~DeviceGuard() = default;
 PYBIND11_MODULE(_cuda, m) {
   m.attr("ACTS") = std::map<std::string, int>();
   m.attr("DTYPES") = std::map<std::string, int>{{"float64", 0}, {"float32", 1}, {"float16", 2}, {"bfloat16", 3}};
-  m.def("set_device", [](int sms, int bytes) { multiprocessors = sms, shared_memory = bytes; });
+  m.def("set_device", [](int sms, int bytes, bool together) {
+    multiprocessors = sms, shared_memory = bytes, cooperative = together;
+  });
   m.def("launches", [] { return std::exchange(launches, {}); });
   bind_rnn(m);
 }

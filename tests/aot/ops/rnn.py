@@ -40,7 +40,8 @@ def cases():
         for dtype in DTYPES:
             for target in TARGETS:
                 device = TARGETS[target].target
-                persistent = rnn.is_persistent(device, getattr(torch, dtype), H, None)
+                backward = kernel.endswith("bwd_kernel")
+                persistent = rnn.is_persistent(device, getattr(torch, dtype), H, None, backward)
                 if kernel in PERSISTENT and not persistent:
                     continue
                 if kernel in STEP + ROWS and persistent:
@@ -61,8 +62,8 @@ def cases():
 
 def launch(case, target):
     rnn.target_of = lambda x: target
-    if 'tile' in case:  # TRY
-        rnn.persistent_tile = lambda *a: case['tile']  # TRY
+    if "tile" in case:  # TRY
+        rnn.persistent_tile = lambda *a: case["tile"]  # TRY
     dtype = getattr(torch, case["dtype"])
     mode, B, H = case["mode"], case["B"], case["H"]
     options = case["options"].split("+")
