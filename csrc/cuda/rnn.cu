@@ -30,7 +30,7 @@ __device__ unsigned int arrived(const unsigned int* counter) {
   return n;
 }
 
-__device__ void ask(const void* ptr) { asm volatile("prefetch.global.L2 [%0];" ::"l"(ptr)); }
+__device__ void prefetch(const void* ptr) { asm volatile("prefetch.global.L2 [%0];" ::"l"(ptr)); }
 #endif
 
 // Waits until all blocks have called it `times` times; what they stored before is visible past L1 after.
@@ -72,7 +72,7 @@ __device__ void put(void* ptr, int64_t i, AccOf<S> value) {
 // Asks L2 for `count` values `step` apart: what the next step will want of memory, while the blocks still meet.
 template <typename S>
 __device__ void ask(const void* ptr, int64_t i, int count, int64_t step) {
-  for (int k = 0; ptr && k < count; ++k) ask(static_cast<const S*>(ptr) + i + k * step);
+  for (int k = 0; ptr && k < count; ++k) prefetch(static_cast<const S*>(ptr) + i + k * step);
 }
 
 // How the work is cut: a block has `units` units of all gates, and every gridDim.y-th tile of rows.

@@ -139,7 +139,7 @@ inline unsigned int arrived(const unsigned int* counter) {
   return *counter;
 }
 
-inline void ask(const void*) {}
+inline void prefetch(const void*) {}
 
 inline float widened(unsigned short bits, __nv_bfloat16*) { return __uint_as_float(static_cast<unsigned int>(bits) << 16); }
 inline float widened(unsigned short bits, __half*) { return __half2float(__ushort_as_half(bits)); }
