@@ -111,6 +111,7 @@ else:
         _attention(2, 8, 1024, 64, FP32, is_causal=True, targets=_at_least(1.4)),
         _attention(2, 8, 1024, 64, BF16, is_causal=True, targets=_at_least(1.5)),
         _attention(1, 8, 4096, 64, FP32, targets=_at_least(1.3)),
+        _attention(1, 8, 4096, 64, FP32, is_causal=True, targets=_at_least(1.3)),
         _attention(2, 8, 512, 64, FP32),
         _attention(2, 8, 512, 64, FP32, mask=True),
         _attention(2, 8, 512, 64, BF16, kv_heads=2, is_causal=True),

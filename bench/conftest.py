@@ -24,6 +24,7 @@ OPS = (
     "rotary",
     "dropout",
     "embedding",
+    "rnn",
     "gpt",
     "softmax",
     "activation",
@@ -36,6 +37,7 @@ MODULES = (
     "bench_norm",
     "bench_loss",
     "bench_glue",
+    "bench_rnn",
     "bench_gpt",
     "bench_activation",
 )

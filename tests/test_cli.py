@@ -97,6 +97,19 @@ BAD = {
     "backend": (["mlp", "--data", "digits", "--backend", "cdua"], "unknown backend 'cdua'"),
     "steps-of-a-table": (["mlp", "--data", "digits", "--steps", "0"], "--steps means nothing to mlp"),
     "epochs-of-text": (["gpt2", "--data", "BOOK", "--epochs", "3"], "--epochs means nothing to gpt2"),
+    "steps-of-a-series": (
+        ["gru_forecaster", "--data", "sunspots", "--steps", "3"],
+        "--steps means nothing to gru_forecaster, which learns from a series",
+    ),
+    "no-series": (
+        ["gru_forecaster", "--data", "sunspts"],
+        "no series is called 'sunspts'; did you mean sunspots",
+    ),
+    "no-pairs": (["seq2seq", "--data", "nowhere"], "a file with a source, a tab and a target on each line"),
+    "lines-that-are-no-pairs": (
+        ["seq2seq", "--data", "BOOK"],
+        "line 1: 0 tab(s) in 'a line of a small book'",
+    ),
     "model-of-images": (["vit", "--data", "digits"], "neither from tables of numbers nor from text"),
     "steps": (["gpt2", "--data", "BOOK", "--steps", "0"], "--steps must be at least 1, got 0"),
     "steps-and-minutes": (["gpt2", "--data", "BOOK", "--steps", "9", "--minutes", "1"], "give one"),

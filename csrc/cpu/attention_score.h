@@ -333,6 +333,7 @@ template <class T>
 struct Gradients {
   T* dp;
   T *p_rows, *ds_rows, *ds_pairs;  // (key, pair of queries) twice, (pair of keys, query)
+  T* dbias;  // where ds is added up, before the cap's derivative and any rounding; or null
 };
 
 // p = exp(unit s - lse), ds = p (dp - delta), both without what dropout took, whose factor 1 / (1 - p) dp still lacks.
@@ -359,6 +360,7 @@ void gradient_part(const Tile<T>& tile, const Gradients<T>& g, int64_t l, int64_
       dp = (Vec<T>)((IVec<T>)(dp * kept) & keep);
     }
     Vec<T> ds = p * (dp - sub[v]);
+    if (g.dbias) storev(g.dbias + at, loadv(g.dbias + at) + ds);
     if (CAP) ds *= loadv(tile.cap + at);
     if constexpr (!P::DOT) ds = flushed(ds);
     return Both{used, ds};

@@ -65,19 +65,18 @@ void bind_attention(py::module_& m) {
       "attention_fwd",
       [](const Attention& a, int dtype, int threads) { kernelzoo::attention_fwd(dtype, a, threads); },
       py::call_guard<py::gil_scoped_release>());
-  m.def("attention_bwd_size", [](Attention& a, int dtype, int threads) {
+  m.def("attention_bwd_size", [](Attention& a, const py::tuple& dbias, int dtype, int threads) {
+    a.dbias = address<void>(dbias);
+    for (size_t i = 0; i < 4; ++i) a.dbias_shape[i] = number(dbias, i + 1);
     return kernelzoo::attention_bwd_size(dtype, a, threads);
   });
   m.def("attention_bwd", [](Attention& a, uintptr_t acc, const py::tuple& grad, const py::tuple& dq,
-                            const py::tuple& dk, const py::tuple& dv, const py::tuple& dbias, int dtype,
-                            int threads) {
+                            const py::tuple& dk, const py::tuple& dv, int dtype, int threads) {
     a.acc = reinterpret_cast<void*>(acc);
     a.grad = rows(grad);
     a.dq = rows(dq);
     a.dk = rows(dk);
     a.dv = rows(dv);
-    a.dbias = address<void>(dbias);
-    for (size_t i = 0; i < 4; ++i) a.dbias_shape[i] = number(dbias, i + 1);
     py::gil_scoped_release no_gil;
     kernelzoo::attention_bwd(dtype, a, threads);
   });

@@ -18,9 +18,9 @@ struct alignas(64) RnnBarrier {
 
 namespace {
 
-// Looks at the count before the core is offered to others: some 50 us, longer than threads of a step's equal shares
+// Looks at the count before the core is offered to others: some 100 us, longer than threads of a step's equal shares
 // wait for each other where each has a core.
-constexpr int SPINS = 1000;
+constexpr int SPINS = 4000;
 // Products of a step below which a second thread costs more than it saves.
 constexpr int64_t SERIAL_STEP = 32768;
 

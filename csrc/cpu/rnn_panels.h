@@ -6,6 +6,13 @@ template <class T>
 constexpr int64_t UNIT = LANES<T>;
 constexpr int64_t PANEL = 4;
 
+// Of functions that hold a block's arithmetic: a call left in a loop would make it scalar.
+#if defined(__GNUC__)
+#define KERNELZOO_FLATTEN __attribute__((flatten))
+#else
+#define KERNELZOO_FLATTEN
+#endif
+
 constexpr int64_t gates_of(int mode) { return mode == RNN_LSTM ? 4 : mode == RNN_GRU ? 3 : 1; }
 
 // n elements at s, and zeros up to a block.

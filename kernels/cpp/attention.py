@@ -166,10 +166,8 @@ def attention_bwd(
         factors,
     )
     dtype, threads = DTYPES[q.dtype], torch.get_num_threads()
-    acc = memory.workspace((_cpu.attention_bwd_size(problem, dtype, threads),), lse.dtype)
-    _cpu.attention_bwd(
-        problem, acc.data_ptr(), _rows(do), _rows(dq), _rows(dk), _rows(dv), shaped, dtype, threads
-    )
+    acc = memory.workspace((_cpu.attention_bwd_size(problem, shaped, dtype, threads),), lse.dtype)
+    _cpu.attention_bwd(problem, acc.data_ptr(), _rows(do), _rows(dq), _rows(dk), _rows(dv), dtype, threads)
     return dq, dk, dv, dbias
 
 

@@ -39,7 +39,7 @@ def rnn_fwd(gx, h0, c0, w_hh, b_hn, w_hr, peephole, ln_weight, ln_cell, h_mask, 
     (R, P), where there is zoneout), the cells (R, H) of an LSTM, gh (R, G H) normalised, with layer norm, or the GRU's
     gh_n + b_hn (R, H), and rstd (R).
     """
-    (R, GH), (B, P), G = gx.shape, h0.shape, rnn.GATES[mode]
+    (R, GH), P, G = gx.shape, h0.shape[1], rnn.GATES[mode]
     H, lstm, gru, dtype = GH // G, mode == "lstm", mode == "gru", gx.dtype
     out, hn = memory.empty((R, P), dtype), torch.empty_like(h0)
     cn = torch.empty_like(c0) if lstm else None

@@ -7,7 +7,7 @@ the cells excepted. A loop has few pointers: beyond 8 pairs that might overlap i
 
 import functools
 import math
-from types import SimpleNamespace
+from collections import namedtuple
 
 import torch
 from numba import njit
@@ -27,7 +27,10 @@ X, W, Y, MASK, ADDED, LDX, LDY, SEGMENTS, LENGTH, STRIDE, HEADS, HEAD_X, GROUP =
     DH_NEW, SAVED_DH_NEW, DM, DC, DC_NEW, D, DGX, DGH, COLUMNS_GH,
 ) = range(ARGS, ARGS + 39)  # fmt: skip
 
-loop = njit(fastmath={"contract"}, error_model="numpy", nogil=True)
+# only kernels call these: without wrappers for Python and C they compile in three quarters of the time
+loop = njit(
+    fastmath={"contract"}, error_model="numpy", nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True
+)
 
 
 @functools.cache
@@ -96,6 +99,9 @@ def product_kernel(dtype):
                     put(args, b, column, total)
 
     return _rnn_product_kernel
+
+
+Loops = namedtuple("Loops", "sigmoid tanh relu save settle fused normalise finish begin")
 
 
 @functools.cache
@@ -193,10 +199,7 @@ def loops(dtype):
         if args[SAVED_DH_NEW] != 0:
             settle(pointer(args[SAVED_DH_NEW], store_t), to, dh_new, at, n)
 
-    return SimpleNamespace(
-        sigmoid=sigmoid, tanh=tanh, relu=relu, save=save, settle=settle, fused=fused, normalise=normalise,
-        finish=finish, begin=begin,
-    )  # fmt: skip
+    return Loops(sigmoid, tanh, relu, save, settle, fused, normalise, finish, begin)
 
 
 @functools.cache

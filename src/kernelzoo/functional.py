@@ -43,7 +43,8 @@ from .ops.loss import (
     smooth_l1_loss,
 )
 from .ops.norm import layer_norm, rms_norm
-from .ops.rnn import gru, gru_cell, lstm, lstm_cell, rnn, rnn_relu_cell, rnn_tanh_cell
+from .ops.rnn import gru, lstm, rnn
+from .ops.rnn_cell import gru_cell, lstm_cell, rnn_relu_cell, rnn_tanh_cell
 from .ops.rotary import rotary_embedding, rotary_tables
 from .ops.softmax import log_softmax, softmax
 

@@ -56,8 +56,71 @@ def test_threads_change_nothing(dtype):
             assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("options", [{}, {"is_causal": True}], ids=str)
-def test_backward_stays_within_its_scratch(options, monkeypatch):
+# To (3, 4, 300, 777): whole, and broadcast along each dimension (but not along keys, where the gradient is 0 and all
+# that is there to compare is rounding); those of all batches or heads go in more than one wave.
+MASKS = [(1, 1, 300, 777), (1, 4, 300, 777), (3, 1, 300, 777), (3, 4, 300, 777), (3, 1, 1, 777), (1, 4, 1, 777),
+         (1, 1, 1, 777)]  # fmt: skip
+
+
+def _mask_grads(q, k, v, dy, mask, **options):
+    inputs = [t.detach().requires_grad_() for t in (q, k, v, mask)]
+    y = F.scaled_dot_product_attention(*inputs, enable_gqa=True, **options)
+    return torch.autograd.grad(y, inputs, dy)
+
+
+def _mask_inputs(shape, dtype):
+    g = torch.Generator().manual_seed(7)
+    shapes = (3, 4, 300, 24), (3, 2, 777, 24), (3, 2, 777, 100), (3, 4, 300, 100), shape
+    return [torch.randn(s, generator=g, dtype=torch.float64).to(dtype) for s in shapes]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", MASKS, ids=str)
+def test_a_masks_gradient(shape, dtype):
+    need("cpp")
+    inputs = _mask_inputs(shape, dtype)
+    for options in ({}, {"window": (100, 300), "softcap": 5.0})[: 2 if dtype == torch.float32 else 1]:
+        with kz.backend("cpp"):
+            ours = _mask_grads(*inputs, **options)
+        with kz.backend("torch"):
+            theirs = _mask_grads(*inputs, **options)
+            exact = _mask_grads(*(t.double() for t in inputs), **options)
+        for a, b, c in zip(ours, theirs, exact, strict=True):
+            assert_as_good("attention", a, b, c)
+
+
+@pytest.mark.parametrize("shape", MASKS, ids=str)
+def test_threads_change_no_gradient_of_a_mask(shape):
+    need("cpp")
+    inputs, before, results = _mask_inputs(shape, torch.float32), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            with kz.backend("cpp"):
+                results.append(_mask_grads(*inputs))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def _plain_backward(**options):
+    a = torch.randn(1, 3, 500, 64, requires_grad=True)
+    torch.autograd.grad(F.scaled_dot_product_attention(a, a, a, **options).sum(), a)
+
+
+BACKWARDS = {
+    "whole": _plain_backward,
+    "causal": lambda: _plain_backward(is_causal=True),
+    **{
+        f"mask{shape}": lambda shape=shape: _mask_grads(*_mask_inputs(shape, torch.float32))
+        for shape in MASKS
+    },
+}
+
+
+@pytest.mark.parametrize("backward", BACKWARDS.values(), ids=BACKWARDS)
+def test_backward_stays_within_its_scratch(backward, monkeypatch):
     """More threads than heads: any of them may take any head."""
     need("cpp")
     from kernelzoo.kernels import memory
@@ -73,9 +136,8 @@ def test_backward_stays_within_its_scratch(options, monkeypatch):
     torch.set_num_threads(8)
     try:
         for _ in range(10):
-            a = torch.randn(1, 3, 500, 64, requires_grad=True)
             with kz.backend("cpp"):
-                torch.autograd.grad(F.scaled_dot_product_attention(a, a, a, **options).sum(), a)
+                backward()
             block, size = given.pop()
             assert (block[size:] == 12345.0).all()
     finally:

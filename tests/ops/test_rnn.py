@@ -167,14 +167,14 @@ def test_options_against_a_plain_loop(mode, training):
     if mode == "lstm":
         options["peephole"] = peephole
     function = {"lstm": F.lstm, "gru": F.gru, "rnn_tanh": F.rnn}[mode]
-    seen, noise = [], kz.ops.rnn._noise
+    seen, mask = [], kz.ops.rnn.mask
 
     def watched(*args):
-        seen.append(noise(*args))
+        seen.append(mask(*args))
         return seen[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kz.ops.rnn, "_noise", watched)
+        patch.setattr(kz.ops.rnn, "mask", watched)
         y, states = function(
             x, (h0, c0) if mode == "lstm" else h0, w_ih, w_hh, b_ih, b_hh,
             zoneout=zone if mode == "lstm" else zone[0], recurrent_dropout=0.25, weight_dropout=0.5, **options,
@@ -268,6 +268,44 @@ def test_cell(mode, bias):
     for backend in ("auto", "torch", here()):
         with kz.backend(backend):
             torch.testing.assert_close(run(CELLS[mode]), want)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("mode", MODES)
+def test_where_no_kernel_is_here(mode, monkeypatch):
+    """ "auto" then runs torch's own where it has one: the formula's values, packed or not, in both directions."""
+    monkeypatch.setattr(kz.ops.core.choice, "automatic", lambda *args: None)
+    g = torch.Generator().manual_seed(12)
+    for options in ((), ("reverse",), ("no_bias", "reverse"), ("norm",), ("proj",)):
+        if options == ("proj",) and mode != "lstm":
+            continue
+        for sizes in (None, PACKED):
+            tensors, named = case(mode, *options, sizes=sizes).make(g)
+            with kz.trace() as calls:
+                got = call(*tensors, **named)
+            assert calls[-1].backend == "torch"
+            torch.testing.assert_close(got, formula(*tensors, **named))
+
+
+def test_opcheck():
+    """The fake results of both ops, with all that a case can save."""
+    backend, device = here(), device_of(here())
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    for one in TestRNN.cases[:4]:
+        generator = torch.Generator().manual_seed(13)
+        tensors, options = one.make(generator)
+        x, w_ih, bias, *rest = (
+            t if t is None or t.dtype == torch.int64 else t.to(device, torch.float32) for t in tensors
+        )
+        gx = torch.nn.functional.linear(x, w_ih, bias)
+        flags = (options["mode"], options["reverse"], options["heads"], 1e-5)
+        torch.library.opcheck(torch.ops.kernelzoo.rnn_fwd.default, (gx, *rest, *flags, True, backend))
+        out, hn, cn, *saved = torch.ops.kernelzoo.rnn_fwd.default(gx, *rest, *flags, True, backend)
+        grads = [None if t is None else torch.randn_like(t) for t in (out, hn, cn)]
+        # in the order of h0, c0, w_hh, b_hn, w_hr, peephole, ln_weight, ln_cell
+        needs = (True, *(t is not None for t in rest[:8]))
+        arguments = (out, *grads, *rest, *saved, *flags, *needs, backend)
+        torch.library.opcheck(torch.ops.kernelzoo.rnn_bwd.default, arguments)
 
 
 def test_only_needed_is_saved():

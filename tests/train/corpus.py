@@ -28,5 +28,9 @@ TINY = {
     "gpt2": {"n_layer": 1, "n_embd": 16, "n_head": 2},
     "llama": {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2},
     "roberta": {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2},
+    "lstm_lm": {"hidden_size": 16, "num_layers": 1},
+    "char_rnn": {"hidden_size": 16, "embedding_size": 8, "num_layers": 1},
+    "lstm_classifier": {"hidden_size": 16, "embedding_size": 16},
+    "seq2seq": {"hidden_size": 16, "embedding_size": 16, "dropout": 0.0},
     "bert": {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2},
 }

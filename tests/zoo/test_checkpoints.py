@@ -322,6 +322,24 @@ def test_pickles_are_refused(folder, name):
         refused(path, "is a pickle, and opening one runs whatever code.*safetensors.torch.save_file")
 
 
+def test_header_that_begins_as_a_pickle_does(tmp_path):
+    # its length, 1152 = 0x480, is written as the bytes 80 04
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    model = zoo.create("mlp", in_features=2, out_features=1, hidden=())
+    path = tmp_path / "w.safetensors"
+    for padding in range(1200):
+        save_file(model.state_dict(), path, {"padding": "x" * padding})
+        if path.read_bytes()[:2] == b"\x80\x04":
+            break
+    else:
+        pytest.fail("no header was 1152 bytes long")
+    loaded = zoo.load("mlp", path, in_features=2, out_features=1, hidden=())
+    assert torch.equal(loaded.head.weight, model.head.weight)
+    # what does begin as one and goes on as a pickle is one
+    path.write_bytes(b"\x80\x04\x95" + bytes(20))
+    refused(path, "is a pickle", name="mlp")
+
+
 def test_missing_shard(tmp_path):
     saved(theirs("gpt2"), tmp_path, max_shard_size="8KB")
     shard = sorted(tmp_path.glob("*.safetensors"))[1]

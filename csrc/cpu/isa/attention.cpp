@@ -182,6 +182,7 @@ struct Backward {
     line = arena.take<T>(2 * ldv);
     g.p_rows = tile.s;
     g.ds_rows = g.ds_pairs = g.dp;
+    g.dbias = nullptr;
     if (P::DOT) {
       rows_b = arena.take<T>(ldk * BLOCK_M / 2);
       grad_rows_b = arena.take<T>(ldv * BLOCK_M / 2);
@@ -248,8 +249,14 @@ Sums<T> sums_of(const Attention& a, int64_t slot) {
   return {p, p + a.Lk * ldk};
 }
 
+// Where the sums of dbias lie of a part, and of one of its heads' queries.
+template <class T>
+T* strip_of(const Attention& a, const Sharing& share, int64_t part, int64_t head, int64_t row) {
+  return static_cast<T*>(a.acc) + a.strips + (part * share.strips + head * share.rows + row) * share.strip;
+}
+
 template <class P, class S>
-void bwd(const Attention& a, int64_t b, int64_t hk, int64_t chunk, int64_t slot) {
+void bwd(const Attention& a, int64_t b, int64_t hk, int64_t chunk, int64_t slot, int64_t part) {
   using T = typename P::T;
   const Sequence s(a, b);
   const int64_t group = a.H / a.Hkv, blocks = ceil_div(s.lq, BLOCK_M);
@@ -259,8 +266,11 @@ void bwd(const Attention& a, int64_t b, int64_t hk, int64_t chunk, int64_t slot)
   const bool need_dq = a.dq.p, need_dk = a.dk.p, need_dv = a.dv.p;
   if (need_dk) std::memset(sums.dk, 0, s.keys * w.ldk * sizeof(T));
   if (need_dv) std::memset(sums.dv, 0, s.keys * w.ldv * sizeof(T));
-  for (int64_t item = chunk; item < group * blocks; item += a.chunks) {
-    const int64_t h = hk * group + item / blocks, i0 = item % blocks * BLOCK_M;
+  const Sharing share(a, a.chunks);
+  for (int64_t item = 0; item < group * blocks; ++item) {
+    const int64_t head = item / blocks, h = hk * group + head, block = item % blocks, i0 = block * BLOCK_M;
+    if ((share.h ? block : item) % a.chunks != chunk) continue;  // share.h: one task owns a block of all heads
+    T* strip = a.dbias ? strip_of<T>(a, share, part, share.h ? 0 : head, share.i ? chunk : block) : nullptr;
     w.template start<S>(a, s, b, h, i0);
     const int64_t m = w.q.count;
     std::memset(w.dq, 0, m * w.ldk * sizeof(T));
@@ -272,6 +282,7 @@ void bwd(const Attention& a, int64_t b, int64_t hk, int64_t chunk, int64_t slot)
       const Operand<T> v = as_rows<P>(row_of<const S>(a.v, a, b, hk, s.k0 + j), a.v.row, n, a.Dv, w.values);
       const bool edge = on_edge(a, w.q, j, n);
       const int64_t back = j - w.q.first;
+      w.g.dbias = strip && !share.j ? strip + j * BLOCK_M : strip;
       const Band by_key = edge ? Band{back - a.right, back + a.left} : EVERYTHING;
       const Band by_query = edge ? Band{-back - a.left, -back + a.right} : EVERYTHING;
       const Operand<T> keys = {w.keys, row_units<P>(a.D), 1};
@@ -326,55 +337,33 @@ void bwd_sum(const Attention& a, int64_t b, int64_t hk, int64_t block, int64_t s
   }
 }
 
-// One block of dbias, or of what it is where it was broadcast: the sum over all that it was broadcast to, in order.
+// One block of dbias: the sum over all parts, and all queries or keys that it was broadcast to, in order.
 template <class P, class S>
 void bwd_bias(const Attention& a, int64_t b, int64_t h, int64_t i, int64_t j) {
   using T = typename P::T;
-  const int64_t* shape = a.dbias_shape;
-  const auto one = [&](int dim, int64_t size) { return shape[dim] == 1 && size > 1; };
-  const bool all_b = one(0, a.B), all_h = one(1, a.H), all_i = one(2, a.Lq), all_j = one(3, a.Lk);
+  const Sharing share(a, a.chunks);
+  const int64_t heads = a.H / a.Hkv, part = share.group(a, b, h / heads) * a.splits, head = share.h ? 0 : h % heads;
+  const int64_t m = a.Lq - i * BLOCK_M < BLOCK_M ? a.Lq - i * BLOCK_M : BLOCK_M;
+  const int64_t n = !share.j && a.Lk - j * BLOCK_N < BLOCK_N ? a.Lk - j * BLOCK_N : BLOCK_N;
   Arena arena;
-  Backward<P> w(arena, a);
-  T* sum = arena.take<T>(BLOCK_M * BLOCK_N);
+  T *sum = arena.take<T>(BLOCK_M * BLOCK_N), *rows = arena.take<T>(BLOCK_M * BLOCK_N);
   std::memset(sum, 0, BLOCK_M * BLOCK_N * sizeof(T));
-  int64_t most_m = 0, most_n = 0;
-  for (int64_t bb = all_b ? 0 : b; bb < (all_b ? a.B : b + 1); ++bb) {
-    const Sequence s(a, bb);
-    for (int64_t hh = all_h ? 0 : h; hh < (all_h ? a.H : h + 1); ++hh) {
-      const int64_t hk = hh / (a.H / a.Hkv);
-      for (int64_t i0 = all_i ? 0 : i * BLOCK_M; i0 < (all_i ? s.lq : i * BLOCK_M + 1); i0 += BLOCK_M) {
-        w.template start<S>(a, s, bb, hh, i0);
-        most_m = w.q.count > most_m ? w.q.count : most_m;
-        const Span span = visible(a, w.q, s.keys);
-        for (int64_t j0 = all_j ? 0 : j * BLOCK_N; j0 < (all_j ? s.lk : j * BLOCK_N + 1); j0 += BLOCK_N) {
-          int64_t n = s.lk - j0 < BLOCK_N ? s.lk - j0 : BLOCK_N;
-          most_n = n > most_n ? n : most_n;
-          if (span.end - j0 < n) n = span.end - j0;
-          if (n <= 0 || j0 + n <= span.begin) continue;
-          const Operand<T> k = as_rows<P>(row_of<const S>(a.k, a, bb, hk, j0), a.k.row, n, a.D, w.keys);
-          const Operand<T> v = as_rows<P>(row_of<const S>(a.v, a, bb, hk, j0), a.v.row, n, a.Dv, w.values);
-          w.template step<S, false>(a, bb, hh, i0, j0, n, k, v, on_edge(a, w.q, j0, n), EVERYTHING);
-          for (int64_t r = 0; r < n; ++r)
-            for (int64_t l = 0; l < w.q.count; ++l) sum[r * BLOCK_M + l] += w.g.dp[r * BLOCK_M + l];
-        }
-      }
+  for (int64_t p = part; p < part + a.splits; ++p)
+    for (int64_t row = share.i ? 0 : i; row < (share.i ? share.rows : i + 1); ++row) {
+      const T* s = strip_of<T>(a, share, p, head, row) + j * BLOCK_N * BLOCK_M;
+#pragma omp simd
+      for (int64_t l = 0; l < n * BLOCK_M; ++l) sum[l] += s[l];
     }
-  }
-  if (all_i) {
-    for (int64_t r = 0; r < most_n; ++r)
-      for (int64_t l = 1; l < most_m; ++l) sum[r * BLOCK_M] += sum[r * BLOCK_M + l];
-    most_m = 1;
-  }
-  if (all_j) {
-    for (int64_t r = 1; r < most_n; ++r)
-      for (int64_t l = 0; l < most_m; ++l) sum[l] += sum[r * BLOCK_M + l];
-    most_n = 1;
-  }
-  S* to = static_cast<S*>(a.dbias);
-  for (int64_t l = 0; l < most_m; ++l)
-    for (int64_t r = 0; r < most_n; ++r)
-      store(sum + r * BLOCK_M + l,
-            to + ((b * shape[1] + h) * shape[2] + i * BLOCK_M + l) * shape[3] + j * BLOCK_N + r, 1);
+  if (share.i)
+    for (int64_t r = 0; r < n; ++r)
+      for (int64_t l = 1; l < m; ++l) sum[r * BLOCK_M] += sum[r * BLOCK_M + l];
+  if (share.j)
+    for (int64_t r = 1; r < n; ++r)
+      for (int64_t l = 0; l < m; ++l) sum[l] += sum[r * BLOCK_M + l];
+  transpose(sum, BLOCK_M, rows, BLOCK_N, BLOCK_N, BLOCK_M);
+  const int64_t* shape = a.dbias_shape;
+  S* to = static_cast<S*>(a.dbias) + ((b * shape[1] + h) * shape[2] + i * BLOCK_M) * shape[3] + j * BLOCK_N;
+  for (int64_t l = 0; l < (share.i ? 1 : m); ++l) store(rows + l * BLOCK_N, to + l * shape[3], share.j ? 1 : n);
 }
 
 #include "../attention_decode.h"
@@ -523,8 +512,7 @@ void decode_sum(const Attention& a, int64_t b, int64_t hk) {
 
 template <class P, class S>
 constexpr AttentionKernels kernels() {
-  using Exact = Plain<typename P::T>;
-  return {fwd<P, S>, bwd<P, S>, bwd_sum<P, S>, bwd_bias<Exact, S>, decode<P, S>, decode_sum<P, S>};
+  return {fwd<P, S>, bwd<P, S>, bwd_sum<P, S>, bwd_bias<P, S>, decode<P, S>, decode_sum<P, S>};
 }
 
 #ifdef KERNELZOO_ISA_avx512

@@ -151,7 +151,7 @@ struct Backward {
   }
 
   // The recurrent product's share of dh_{t-1}.
-  void receive(int64_t b, int64_t k, const T* product) const {
+  KERNELZOO_FLATTEN void receive(int64_t b, int64_t k, const T* product) const {
     T* to = dh.at(b, k);
     alignas(64) T mask[U];
     if (a.h_mask) {
@@ -165,7 +165,7 @@ struct Backward {
   }
 
   // d: of h~. What passes h~ by stays in dh.
-  void begin(int64_t b, int64_t k, T* d) const {
+  KERNELZOO_FLATTEN void begin(int64_t b, int64_t k, T* d) const {
     const Block block = features[k];
     T* kept = dh.at(b, k);
     alignas(64) T given[U];
@@ -265,21 +265,7 @@ struct Backward {
     wait();
     for (int64_t b = 0; b < n; ++b) {
       const auto found = cell_moments.statistics(b, cells, 1, a.eps);
-      for (int64_t k = mine.begin; k < mine.end; ++k) {
-        const T* w = ln_cell.of(k);
-        T *x = normal.at(b, k), *d = dm.at(b, k), *dy = dcell.at(b, k);
-        alignas(64) T o[U];
-        get(element<S>(a.gates, ((at + b) * G + G - 1) * a.H + cells[k].first), o, cells[k].n);
-#pragma omp simd
-        for (int64_t l = 0; l < U; ++l) {
-          x[l] = (x[l] - found.mean) * found.rstd;
-          const T y = math::tanh(x[l] * w[l] + w[U + l]);
-          dy[l] = d[l] * o[l] * (1 - y * y) * w[l];
-          d[l] *= y;
-        }
-        cell_sums.products(b, k, dy, x, 1, cells[k].n);
-        for (int64_t l = 0; l < U; ++l) dy[l] *= found.rstd;
-      }
+      for (int64_t k = mine.begin; k < mine.end; ++k) through_norm(b, k, found.mean, found.rstd);
     }
     wait();
     for (int64_t b = 0; b < n; ++b) {
@@ -294,8 +280,25 @@ struct Backward {
     }
   }
 
+  KERNELZOO_FLATTEN void through_norm(int64_t b, int64_t k, T mean, T rstd) const {
+    const T* w = ln_cell.of(k);
+    T *x = normal.at(b, k), *d = dm.at(b, k), *dy = dcell.at(b, k);
+    alignas(64) T o[U];
+    get(element<S>(a.gates, ((at + b) * G + G - 1) * a.H + cells[k].first), o, cells[k].n);
+#pragma omp simd
+    for (int64_t l = 0; l < U; ++l) {
+      x[l] = (x[l] - mean) * rstd;
+      const T y = math::tanh(x[l] * w[l] + w[U + l]);
+      dy[l] = d[l] * o[l] * (1 - y * y) * w[l];
+      d[l] *= y;
+    }
+    cell_sums.products(b, k, dy, x, 1, cells[k].n);
+#pragma omp simd
+    for (int64_t l = 0; l < U; ++l) dy[l] *= rstd;
+  }
+
   // d: of h~, of m where h is projected, of the output gate after a cell's norm.
-  void cell(int64_t b, int64_t k, const T* d) {
+  KERNELZOO_FLATTEN void cell(int64_t b, int64_t k, const T* d) {
     const Block block = cells[k];
     alignas(64) T dz[G * U], inner[U];
     if constexpr (MODE == RNN_LSTM) {
@@ -345,7 +348,7 @@ struct Backward {
     }
   }
 
-  void lstm(int64_t b, int64_t k, Block block, const T* d, T* dz) {
+  KERNELZOO_FLATTEN void lstm(int64_t b, int64_t k, Block block, const T* d, T* dz) {
     const T* p = peephole.of(k);
     T* state = dc.at(b, k);
     alignas(64) T z[4 * U], old[U], fresh[U], total[U], passed[U] = {};
@@ -395,7 +398,7 @@ struct Backward {
   }
 
   // inner: of gh_n + b_hn, which differs from n's in dz by the reset gate.
-  void gru(int64_t b, int64_t k, Block block, const T* d, T* dz, T* inner) {
+  KERNELZOO_FLATTEN void gru(int64_t b, int64_t k, Block block, const T* d, T* dz, T* inner) {
     T* kept = dh.at(b, k);
     alignas(64) T z[3 * U], old[U], gh[U];
     gates_of_row(b, block, z);

@@ -147,13 +147,7 @@ struct Forward {
       wait();
       for (int64_t b = 0; b < n; ++b) {
         const auto found = cell_moments.statistics(b, cells, 1, a.eps);
-        for (int64_t k = mine.begin; k < mine.end; ++k) {
-          const T *w = ln_cell.of(k), *x = c_new.at(b, k), *gate = o.at(b, k);
-          alignas(64) T m[U];
-#pragma omp simd
-          for (int64_t l = 0; l < U; ++l) m[l] = gate[l] * math::tanh((x[l] - found.mean) * found.rstd * w[l] + w[U + l]);
-          finish_cell(b, k, m);
-        }
+        for (int64_t k = mine.begin; k < mine.end; ++k) normalise_cell(b, k, found.mean, found.rstd);
       }
     }
     if (a.w_hr) {
@@ -180,7 +174,7 @@ struct Forward {
       }
   }
 
-  void normalise(int64_t b, int64_t k, T mean, T rstd) {
+  KERNELZOO_FLATTEN void normalise(int64_t b, int64_t k, T mean, T rstd) {
     const T *x = gh.at(b, k), *w = ln_weight.of(k);
     alignas(64) T normal[G * U], scaled[G * U];
 #pragma omp simd
@@ -194,8 +188,16 @@ struct Forward {
     cell(b, k, scaled, U);
   }
 
+  KERNELZOO_FLATTEN void normalise_cell(int64_t b, int64_t k, T mean, T rstd) {
+    const T *w = ln_cell.of(k), *x = c_new.at(b, k), *gate = o.at(b, k);
+    alignas(64) T m[U];
+#pragma omp simd
+    for (int64_t l = 0; l < U; ++l) m[l] = gate[l] * math::tanh((x[l] - mean) * rstd * w[l] + w[U + l]);
+    finish_cell(b, k, m);
+  }
+
   // One row and block, from the recurrent product's gates, `stride` apart.
-  void cell(int64_t b, int64_t k, const T* product, int64_t stride) {
+  KERNELZOO_FLATTEN void cell(int64_t b, int64_t k, const T* product, int64_t stride) {
     const Block block = cells[k];
     alignas(64) T z[G * U];
     for (int64_t g = 0; g < G; ++g)
@@ -216,7 +218,7 @@ struct Forward {
 
   static T sigmoid(T x) { return acts::sigmoid::value(x, x, x); }
 
-  void lstm(int64_t b, int64_t k, Block block, T* z, const T* product, int64_t stride) {
+  KERNELZOO_FLATTEN void lstm(int64_t b, int64_t k, Block block, T* z, const T* product, int64_t stride) {
     T* state = c.at(b, k);
     const T* p = peephole.of(k);
     alignas(64) T fresh[U];
@@ -225,7 +227,10 @@ struct Forward {
       for (int64_t l = 0; l < U; ++l) z[g * U + l] += product[g * stride + l];
     if (p)
 #pragma omp simd
-      for (int64_t l = 0; l < 2 * U; ++l) z[l] += p[l] * state[l % U];
+      for (int64_t l = 0; l < U; ++l) {
+        z[l] += p[l] * state[l];
+        z[U + l] += p[U + l] * state[l];
+      }
 #pragma omp simd
     for (int64_t l = 0; l < U; ++l) {
       z[l] = sigmoid(z[l]);
@@ -268,7 +273,7 @@ struct Forward {
     m_in.set(b, 0, cells[k].first, m, cells[k].n);
   }
 
-  void gru(int64_t b, int64_t k, Block block, T* z, const T* product, int64_t stride) {
+  KERNELZOO_FLATTEN void gru(int64_t b, int64_t k, Block block, T* z, const T* product, int64_t stride) {
     const T *bias = b_hn.of(k), *old = h.at(b, k);
     alignas(64) T inner[U];
     std::memcpy(inner, product + 2 * stride, sizeof inner);
@@ -290,7 +295,7 @@ struct Forward {
   }
 
   // h_t of h~ (in `value`): the output, the state, the last h, and the next product's operand.
-  void finish(int64_t b, int64_t k, T* value) {
+  KERNELZOO_FLATTEN void finish(int64_t b, int64_t k, T* value) {
     const Block block = features[k];
     const int64_t column = block.first;
     if (a.zone_h) {

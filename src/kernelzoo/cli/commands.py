@@ -20,7 +20,7 @@ app = typer.Typer(
 )
 
 _EXTRA = ("lightning", "torchmetrics", "sklearn", "tokenizers", "safetensors", "matplotlib", "rich")
-_RUN, _OPT, _TAB, _TEXT = "The run", "Optimisation", "Tables", "Language models"
+_RUN, _OPT, _TAB, _TEXT = "The run", "Optimisation", "Tables and series", "Text"
 
 
 def _fail(message: object, code: int = 2) -> typer.Exit:
@@ -62,12 +62,18 @@ def bench(context: typer.Context) -> None:
 
 @app.command()
 def train(
-    model: Annotated[str, typer.Argument(help="A model of the zoo: mlp, linear_regression; gpt2, bert, ...")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model of the zoo: mlp, linear_regression; gpt2, bert, lstm_lm, ...; gru_forecaster."
+        ),
+    ],
     data: Annotated[
         str,
         typer.Option(
             help="A table: digits, breast_cancer, diabetes, or a CSV file with a header. Text: stdlib (Python's "
-            "own library), a folder or a file."
+            "own library), a folder or a file. Pairs: number_words, or a file of sources, tabs and targets. A "
+            "series: sunspots, or a CSV file with a column of times."
         ),
     ],
     target: Annotated[
@@ -78,7 +84,8 @@ def train(
         typer.Option(
             help="Of a table: classification or regression; unless given, classification if the target holds "
             "text, or whole numbers with at most 20 different values. Of text: lm (next token), mlm (hidden "
-            "tokens), classify (a file's top folder); unless given, lm or mlm, as the model is."
+            "tokens), classify (a file's top folder), translate (a source's target); unless given, what the model "
+            "is made for."
         ),
     ] = None,
     set_: Annotated[
@@ -89,7 +96,10 @@ def train(
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(help="Rows (64), or windows of text (8): of a whole step.", rich_help_panel=_OPT),
+        typer.Option(
+            help="Rows, or windows of text, of a whole step; unless given, what suits the model.",
+            rich_help_panel=_OPT,
+        ),
     ] = None,
     lr: Annotated[
         float | None,
@@ -102,7 +112,7 @@ def train(
     dropout: Annotated[
         float | None, typer.Option(help="Short for --set dropout=...", rich_help_panel=_OPT)
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="30 unless given.", rich_help_panel=_TAB)] = None,
+    epochs: Annotated[int | None, typer.Option(help="30, of a series 100.", rich_help_panel=_TAB)] = None,
     optimizer: Annotated[
         str | None, typer.Option(help="sgd, momentum, rmsprop, adam, adamw.", rich_help_panel=_TAB)
     ] = None,
@@ -127,7 +137,8 @@ def train(
     context: Annotated[
         int | None,
         typer.Option(
-            help="Tokens of a window: 256, or the model's positions if fewer.", rich_help_panel=_TEXT
+            help="Tokens of a window: 256, the model's positions if fewer, or what suits it; of a series, values read.",
+            rich_help_panel=_TEXT,
         ),
     ] = None,
     accumulate: Annotated[
@@ -177,7 +188,10 @@ def train(
     top_k: Annotated[int | None, typer.Option(help="Of samples: 40.", rich_help_panel=_TEXT)] = None,
     val_fraction: Annotated[
         float | None,
-        typer.Option(help="Share to validate on: of rows 0.2, of files 0.1.", rich_help_panel=_RUN),
+        typer.Option(
+            help="Share to validate on: of rows 0.2, of a series the last 0.2, of files and pairs 0.1.",
+            rich_help_panel=_RUN,
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(rich_help_panel=_RUN, help="0 unless given.")] = None,
     out: Annotated[
@@ -209,7 +223,7 @@ def train(
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.", rich_help_panel=_RUN)] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", rich_help_panel=_RUN)] = None,
 ) -> None:
-    """Train a model on a table or on text, and say how well it does on what it has not seen.
+    """Train a model on a table, on a series or on text, and say how well it does on what it has not seen.
 
     On text, several processes train together under `torchrun --nproc-per-node N -m kernelzoo train ...`.
     """

@@ -90,7 +90,7 @@ def _files(root: Path, excluded: set[str] = frozenset()) -> Iterator[Path]:
                 yield file
 
 
-def _text(path: Path) -> str | None:
+def read_text(path: Path) -> str | None:
     """None where the file is not text."""
     try:
         data = path.read_bytes()
@@ -107,7 +107,7 @@ def _folder(name: str, root: Path, files: Iterator[Path], val_fraction: float) -
     paths = {file.relative_to(root).as_posix().encode(errors="replace").decode(): file for file in files}
     texts, skipped = {}, 0
     for path in sorted(paths):
-        text = _text(paths[path])
+        text = read_text(paths[path])
         if text is None:
             skipped += 1
         elif text.strip():
@@ -138,7 +138,7 @@ def _held_out(paths: list[str], val_fraction: float) -> set[str]:
 
 
 def _single(name: str, path: Path, val_fraction: float) -> Corpus:
-    text = _text(path)
+    text = read_text(path)
     if text is None:
         raise InputError(f"--data {name} is not UTF-8 text")
     if not text.strip():

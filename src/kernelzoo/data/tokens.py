@@ -61,20 +61,24 @@ def digest(tokenizer: Any) -> str:
     return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
 
 
-def train_tokenizer(corpus: Corpus, vocab_size: int) -> Any:
+def train_tokenizer(corpus: Corpus, vocab_size: int, *, digits: bool = False) -> Any:
     """A byte-level byte-pair `tokenizers.Tokenizer` of at most `vocab_size` tokens, from the training part.
 
-    Raises InputError below 260: every byte and the special tokens have a token of their own.
+    digits: each is a token of its own. Raises InputError below 260: every byte and the special tokens have a token
+    of their own.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     if vocab_size < LEAST_VOCABULARY:
         raise InputError(f"--vocab-size must be at least {LEAST_VOCABULARY}, got {vocab_size}")
-    path = cache_folder() / "tokenizers" / f"{corpus.digest[:32]}-{vocab_size}.json"
+    path = cache_folder() / "tokenizers" / f"{corpus.digest[:32]}-{vocab_size}{'-digits' * digits}.json"
     if path.is_file():
         return read_tokenizer(path)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if digits:
+        parts = [pre_tokenizers.Digits(individual_digits=True), tokenizer.pre_tokenizer]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -4,6 +4,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from ..ops import rnn as ops
+from ..ops import rnn_cell as cells
 from ..ops import rnn_checks as check
 from ..ops.core import ArgumentError
 from ..ops.core.checks import same_device
@@ -102,6 +103,8 @@ class _Layers:
         elif batch_sizes is None and self.batch_first:
             x = x.transpose(0, 1)
         states = self._check_states(hx, x, batch_sizes, batched)
+        if self._torch_serves(x):
+            return super().forward(input, hx)
         if order is not None:
             states = [s.index_select(1, order) for s in states]
         ended = []
@@ -119,6 +122,14 @@ class _Layers:
         elif self.batch_first:
             x = x.transpose(0, 1)
         return x, tuple(final) if self.mode == "LSTM" else final[0]
+
+    def _torch_serves(self, x):
+        """Whether "auto" leaves all layers to torch's own call, where no kernel takes them."""
+        if torch.compiler.is_compiling() or any(
+            getattr(self, name, value) != value for name, value in OPTIONS
+        ):
+            return False
+        return x.is_cpu and ops.torch_serves_layers(self.mode.lower(), x)
 
     def _layer(self, x, layer, batch_sizes, states, ended):
         """The output of a layer's directions side by side; their final states are appended to `ended`."""
@@ -266,14 +277,14 @@ class LSTMCell(torch.nn.LSTMCell):
 
     def forward(self, input, hx=None):
         states = [s for s in check.states("LSTMCell", "lstm", hx) if s is not None]
-        return tuple(_one_step(self, ops.lstm_cell, input, states, 2))
+        return tuple(_one_step(self, cells.lstm_cell, input, states, 2))
 
 
 class GRUCell(torch.nn.GRUCell):
     __doc__ = torch.nn.GRUCell.__doc__
 
     def forward(self, input, hx=None):
-        return _single(self, ops.gru_cell, input, hx)
+        return _single(self, cells.gru_cell, input, hx)
 
 
 class RNNCell(torch.nn.RNNCell):
@@ -282,7 +293,7 @@ class RNNCell(torch.nn.RNNCell):
     def forward(self, input, hx=None):
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        step = ops.rnn_tanh_cell if self.nonlinearity == "tanh" else ops.rnn_relu_cell
+        step = cells.rnn_tanh_cell if self.nonlinearity == "tanh" else cells.rnn_relu_cell
         return _single(self, step, input, hx)
 
 

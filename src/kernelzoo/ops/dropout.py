@@ -7,7 +7,17 @@ i of the contiguous tensor being number i.
 import torch
 from torch.nn import functional as T
 
-from .core import ArgumentError, ArgumentTypeError, KernelFunction, below, define, draw_seed, torch_serves
+from .core import (
+    ArgumentError,
+    ArgumentTypeError,
+    KernelFunction,
+    below,
+    choice,
+    define,
+    draw_seed,
+    torch_serves,
+)
+from .core.function import transform
 from .core.random import kept
 
 dropout_fwd = define(
@@ -27,6 +37,23 @@ def noise(x, seed, p):
     """What x is multiplied with: m/(1-p), in x's shape and dtype."""
     index = torch.arange(x.numel(), dtype=torch.int64, device=x.device)
     return kept(seed, index, p).view(x.shape).to(x.dtype) * (1 / (1 - p))
+
+
+def mask(x, shape, p):
+    """m/(1-p) of the shape, in x's dtype, drawn anew: by torch's generator the same on every backend."""
+    if p == 1.0:
+        return x.new_zeros(shape)
+    seed, ones = draw_seed(x), x.new_ones(shape)
+    backend = choice.state.chosen
+    if backend == "auto":
+        backend = choice.automatic("dropout", x.device.type, x.dtype)
+        if backend and torch.compiler.is_compiling():
+            backend = "auto"
+    elif backend == "torch" or choice.cannot_serve(backend, "dropout", x.device.type, x.dtype):
+        backend = None
+    if backend is None or transform():
+        return noise(ones, seed, p)
+    return dropout_fwd(ones, None, seed, p, backend)
 
 
 # "auto" on a CPU, C++ over eager, forward and backward together: at 2^12 it runs at 0.8, at 2^14 at 1.6, at 2^18 at 6.

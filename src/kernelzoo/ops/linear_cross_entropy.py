@@ -156,7 +156,8 @@ def linear_cross_entropy(
         the loss: a scalar, or of shape () or (N,) for "none"; in float32 under torch.autocast, else in input's dtype.
 
     The gradients of a mean or a sum are computed in the forward; backward may run twice (retain_graph) and with
-    create_graph. Temporary memory: a chunk of 16 to 256 MB of logits, and float32 gradients for 16-bit weights.
+    create_graph. Temporary memory: a chunk of 30 MB of logits (256 MB on a GPU), and float32 gradients for 16-bit
+    weights.
 
     Saved for the backward: input, linear_weight, linear_bias, target, weight, and those gradients.
 

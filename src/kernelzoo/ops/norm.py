@@ -21,6 +21,7 @@ from .core import (
     autocast_dtype,
     below,
     define,
+    leaves_to_torch,
     torch_serves,
 )
 from .core.checks import same_device
@@ -223,6 +224,12 @@ def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-05, *, re
         ArgumentError (a ValueError and a RuntimeError): shapes or devices that do not fit.
         ArgumentTypeError (a TypeError and a RuntimeError): arguments of another type.
     """
+    if residual is None and leaves_to_torch(input, LARGE):
+        try:
+            return torch.layer_norm(input, normalized_shape, weight, bias, eps)
+        except (RuntimeError, TypeError):
+            _explain("layer_norm", input, normalized_shape, weight, bias, eps, None)
+            raise
     return _norm("layer_norm", input, normalized_shape, weight, bias, eps, residual, False)
 
 

@@ -15,9 +15,9 @@ import torch
 from torch.nn import functional as T
 
 from . import rnn_checks as check
-from .core import KernelFunction, autocast_dtype, choice, define, draw_seed
+from .core import KernelFunction, autocast_dtype, choice, define, torch_serves
 from .core.function import transform
-from .dropout import dropout_fwd, noise
+from .dropout import mask
 from .linear import linear, linear_act_bwd, linear_act_fwd
 from .norm import layer_norm as normed
 from .rnn_formula import GATES, reference
@@ -139,6 +139,11 @@ class RNNFunction(KernelFunction):
     def rule(*args):
         return None
 
+    @classmethod
+    def torch_call(cls, *args):
+        own = choice.state.chosen == "auto" and not transform() and _plain(*args)
+        return _torchs_own(*args) if own else cls.formula(*args)
+
     @staticmethod
     def unserved_by(backend, *args):
         w_hr, ln_weight, ln_cell, heads = args[7], args[9], args[10], args[17]
@@ -178,31 +183,61 @@ class RNNFunction(KernelFunction):
         return (*ctx.saved_tensors[:15], *ctx.options)
 
 
-def _noise(x, shape, p):
-    """m/(1-p) of the shape, in x's dtype, drawn anew: by torch's generator the same on every backend."""
-    if p == 1.0:
-        return x.new_zeros(shape)
-    seed, ones = draw_seed(x), x.new_ones(shape)
-    backend = None if transform() else choice.state.chosen
-    if backend == "auto" and not torch.compiler.is_compiling():
-        backend = choice.automatic("dropout", x.device.type, x.dtype)
-    elif backend == "auto":
-        backend = choice.automatic("dropout", x.device.type, x.dtype) and "auto"
-    elif backend == "torch" or (backend and choice.cannot_serve(backend, "dropout", x.device.type, x.dtype)):
-        backend = None
-    if backend is None:
-        return noise(ones, seed, p)
-    return dropout_fwd(ones, None, seed, p, backend)
+def _plain(x, w_ih, bias, h0, c0, w_hh, b_hn, w_hr, peephole, ln_weight, ln_cell, h_mask, zone_h, zone_c, batch_sizes,
+           mode, reverse, heads, eps):  # fmt: skip
+    """Whether torch has a call of its own for it: no option of ours, and no packed sequences backwards."""
+    options = (peephole, ln_weight, ln_cell, h_mask, zone_h, zone_c)
+    if heads > 1 or w_ih is None or any(t is not None for t in options) or not h0.numel():
+        return False
+    dtypes = {t.dtype for t in (x, w_ih, bias, h0, c0, w_hh, b_hn, w_hr) if t is not None}
+    return len(dtypes) == 1 and not (reverse and batch_sizes is not None)
+
+
+TORCHS = {"lstm": torch.lstm, "gru": torch.gru, "rnn_tanh": torch.rnn_tanh, "rnn_relu": torch.rnn_relu}
+
+
+def torch_serves_layers(mode, x):
+    """Whether "auto" leaves layers without options to torch's own call for all of them, and a line in the trace."""
+    if choice.state.chosen != "auto" or transform() or choice.automatic("rnn", x.device.type, x.dtype):
+        return False
+    torch_serves(mode, f"no kernel for {x.dtype} on {x.device.type}", x)
+    return True
+
+
+def torchs_weights(w_ih, w_hh, bias, b_hn):
+    """The weights and, where there is any, both biases, as torch takes them."""
+    if bias is None and b_hn is None:
+        return [w_ih, w_hh]
+    first = w_ih.new_zeros(w_ih.size(0)) if bias is None else bias
+    second = torch.zeros_like(first) if b_hn is None else T.pad(b_hn, (2 * b_hn.size(0), 0))
+    return [w_ih, w_hh, first, second]
+
+
+def _torchs_own(x, w_ih, bias, h0, c0, w_hh, b_hn, w_hr, *rest):
+    batch_sizes, mode, reverse = rest[6:9]
+    weights = torchs_weights(w_ih, w_hh, bias, b_hn)
+    biased = len(weights) > 2
+    if w_hr is not None:
+        weights.append(w_hr)
+    hx = h0[None] if c0 is None else (h0[None], c0[None])
+    if batch_sizes is not None:
+        out, *states = TORCHS[mode](x, batch_sizes, hx, weights, biased, 1, 0.0, False, False)
+    else:
+        x = x.view(-1, h0.size(0), x.size(1))
+        x = x.flip(0) if reverse else x
+        out, *states = TORCHS[mode](x, hx, weights, biased, 1, 0.0, False, False, False)
+        out = (out.flip(0) if reverse else out).flatten(0, 1)
+    return out, states[0][0], None if c0 is None else states[1][0]
 
 
 def _zone(x, shape, p, training):
     """Where the old state stays: drawn in training, its expectation otherwise; None where nowhere."""
     if p == 0.0:
         return None
-    return (_noise(x, shape, p) == 0).to(x.dtype) if training else x.new_full(shape, p)
+    return (mask(x, shape, p) == 0).to(x.dtype) if training else x.new_full(shape, p)
 
 
-def _biases(mode, bias_ih, bias_hh, H):
+def biases(mode, bias_ih, bias_hh, H):
     """(what is added to the input's product, b_hn)."""
     if bias_hh is None:
         return bias_ih, None
@@ -232,11 +267,11 @@ def _layer(name, mode, input, hx, weight_ih, weight_hh, bias_ih, bias_hh, batch_
         c0 = x.new_zeros(B, H) if mode == "lstm" else None
     wide = (h0 if c0 is None else c0).dtype
     if training and weight_dropout:
-        weight_hh = weight_hh * _noise(weight_hh, weight_hh.shape, weight_dropout)
-    h_mask = _noise(x, (B, P), recurrent_dropout) if training and recurrent_dropout else None
+        weight_hh = weight_hh * mask(weight_hh, weight_hh.shape, weight_dropout)
+    h_mask = mask(x, (B, P), recurrent_dropout) if training and recurrent_dropout else None
     zone_h = _zone(x, (x.size(0), P), zone_h, training)
     zone_c = _zone(x, (x.size(0), H), zone_c, training)
-    bias, b_hn = _biases(mode, bias_ih, bias_hh, H)
+    bias, b_hn = biases(mode, bias_ih, bias_hh, H)
     ln_weight = ln_cell = None
     if norms:
         x = normed(linear(x, weight_ih), (weight_ih.size(0),), norms[0], bias, eps)
@@ -246,16 +281,18 @@ def _layer(name, mode, input, hx, weight_ih, weight_hh, bias_ih, bias_hh, batch_
         x, weight_ih, bias, h0, c0, weight_hh, b_hn, weight_hr, peephole, ln_weight, ln_cell, h_mask, zone_h, zone_c,
         batch_sizes, mode, reverse, heads, eps,
     )  # fmt: skip
-    if _promoted(mode, out, wide, batch_sizes):
-        out, hn, cn = (None if t is None else t.to(wide) for t in (out, hn, cn))
+    by_steps = mode == "gru" or (mode == "lstm" and batch_sizes is not None)
+    out, hn, cn = promoted(by_steps, wide, out, hn, cn)
     return out if batch_sizes is not None else out.view(*input.shape[:2], P), hn, cn
 
 
-def _promoted(mode, out, wide, batch_sizes):
-    """Whether torch's result has the state's dtype under autocast: on a CPU it runs these by steps of its own, of which
-    autocast knows only the products."""
-    by_steps = mode == "gru" or (mode == "lstm" and batch_sizes is not None)
-    return by_steps and not out.is_cuda and out.dtype != wide and autocast_dtype(out) is not None
+def promoted(by_steps, wide, *results):
+    """The results in the dtype of torch's, which under autocast on a CPU is the state's where torch goes by steps:
+    autocast knows only their products."""
+    first = results[0]
+    if not by_steps or first.is_cuda or first.dtype == wide or autocast_dtype(first) is None:
+        return results
+    return tuple(None if t is None else t.to(wide) for t in results)
 
 
 def lstm(
@@ -383,50 +420,3 @@ def rnn(
         "rnn", f"rnn_{nonlinearity}", input, hx, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, reverse, heads,
         None, None, layer_norm, zoneout, recurrent_dropout, weight_dropout, training, eps,
     )[:2]  # fmt: skip
-
-
-class CellFunction(RNNFunction):
-    """One step; torch's own cell where no kernel serves."""
-
-    @staticmethod
-    def label(*args):
-        return args[15] + "_cell"
-
-
-def _cell(mode, input, h0, c0, w_ih, w_hh, b_ih, b_hh):
-    """(h, c or None) after one step."""
-    H = check.cell(f"{mode}_cell", mode, input, h0, c0, w_ih, w_hh, b_ih, b_hh)
-    bias, b_hn = _biases(mode, b_ih, b_hh, H)
-    wide = (h0 if c0 is None else c0).dtype
-    nothing = (None,) * 7
-    _, h, c = CellFunction.call(input, w_ih, bias, h0, c0, w_hh, b_hn, *nothing, None, mode, False, 1, 1e-5)
-    if mode in ("lstm", "gru") and not h.is_cuda and h.dtype != wide and autocast_dtype(h) is not None:
-        h, c = h.to(wide), None if c is None else c.to(wide)
-    return h, c
-
-
-def lstm_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
-    """(h, c) after one step of an LSTM: torch.lstm_cell.
-
-    input: (B, features); hx: (h, c), of (B, H) each; w_ih (4 H, features), w_hh (4 H, H), biases (4 H,) or None.
-    Kernels, accuracy and what is saved are `lstm`'s. Raises ArgumentError, ArgumentTypeError, with torch's messages.
-    """
-    if hx is None:
-        raise check.ArgumentTypeError("lstm_cell: hx must be a tuple of two Tensors (h0, c0), got NoneType")
-    h0, c0 = check.states("lstm_cell", "lstm", hx)
-    return _cell("lstm", input, h0, c0, w_ih, w_hh, b_ih, b_hh)
-
-
-def gru_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
-    """h after one step of a GRU: torch.gru_cell; of 3 H rows each weight, else as `lstm_cell`."""
-    return _cell("gru", input, hx, None, w_ih, w_hh, b_ih, b_hh)[0]
-
-
-def rnn_tanh_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
-    """h = tanh(x W_ihᵀ + h' W_hhᵀ + b): torch.rnn_tanh_cell; of H rows each weight, else as `lstm_cell`."""
-    return _cell("rnn_tanh", input, hx, None, w_ih, w_hh, b_ih, b_hh)[0]
-
-
-def rnn_relu_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
-    """h = relu(x W_ihᵀ + h' W_hhᵀ + b): torch.rnn_relu_cell; of H rows each weight, else as `lstm_cell`."""
-    return _cell("rnn_relu", input, hx, None, w_ih, w_hh, b_ih, b_hh)[0]

@@ -1,4 +1,5 @@
-"""Training of zoo models: `train.run(train.Config("mlp", "digits"))` on a table, and
+"""Training of zoo models: `train.run(train.Config("mlp", "digits"))` on a table,
+`train.run(train.SeriesConfig("gru_forecaster", "sunspots"))` on a series in time, and
 `train.run(train.LanguageConfig("gpt2", "stdlib"))` on text.
 
 Needs the extra `train` (Lightning, torchmetrics, scikit-learn, tokenizers, safetensors, matplotlib, rich).
@@ -6,9 +7,9 @@ Needs the extra `train` (Lightning, torchmetrics, scikit-learn, tokenizers, safe
 
 from typing import Any
 
-from .config import Config, LanguageConfig, configure
+from .config import Config, LanguageConfig, SeriesConfig, configure
 
-__all__ = ["Config", "LanguageConfig", "configure", "run"]
+__all__ = ["Config", "LanguageConfig", "SeriesConfig", "configure", "run"]
 
 
 def run(config: Config | LanguageConfig, console: Any = None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from kernelzoo import zoo
 
@@ -30,15 +30,26 @@ TASKS: dict[str, tuple[str, ...]] = {
     "llama": ("lm",),
     "bert": ("mlm", "classify"),
     "roberta": ("mlm", "classify"),
+    "char_rnn": ("lm",),
+    "lstm_lm": ("lm",),
+    "lstm_classifier": ("classify",),
+    "seq2seq": ("translate",),
 }
+CARRIES = ("char_rnn", "lstm_lm")  # their state from window to window: truncated back-propagation
+FORECASTERS = ("gru_forecaster",)
 # by task: steps and learning rate unless told otherwise
-SCHEDULES = {"lm": (1000, 2e-3), "mlm": (1000, 1e-3), "classify": (300, 5e-4)}
+SCHEDULES = {"lm": (1000, 2e-3), "mlm": (1000, 1e-3), "classify": (300, 5e-4), "translate": (1000, 2e-3)}
+# by model, where the task's learning rate does not suit it
+RATES = {"char_rnn": 4e-3, "lstm_lm": 4e-3, "lstm_classifier": 2e-3}
+# by model: windows of a step, and their tokens, unless told otherwise. A recurrence takes its tokens one after
+# the other, and many rows at once cost a CPU little more than few
+WINDOWS = {"char_rnn": (32, 128), "lstm_lm": (32, 64), "lstm_classifier": (32, 128), "seq2seq": (64, 256)}
 _LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "accumulate": (lambda v: v >= 1, "at least 1"),
     "batch_size": (lambda v: v >= 1, "at least 1"),
     "checkpoint_every": (lambda v: v >= 1, "at least 1 step"),
     "clip": (lambda v: 0 <= v < math.inf, "at least 0 (0: no clipping)"),
-    "context": (lambda v: v >= 8, "at least 8 tokens"),
+    "context": (lambda v: v >= 8, "at least 8"),
     "early_stopping": (lambda v: v >= 1, "at least 1 epoch"),
     "epochs": (lambda v: v >= 1, "at least 1"),
     "eval_every": (lambda v: v >= 1, "at least 1 step"),
@@ -84,8 +95,8 @@ class Config:
     target: str | None = None
     task: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    epochs: int = 30
-    batch_size: int = 64
+    epochs: int | None = None
+    batch_size: int | None = None
     optimizer: str = "adam"
     lr: float | None = None
     weight_decay: float = 3e-3
@@ -99,6 +110,7 @@ class Config:
     compare: str | None = None
     backend: str | None = None
     device: str = "auto"
+    usual: ClassVar = (30, 64)  # epochs, rows of a step
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -108,6 +120,8 @@ class Config:
         if self.compare not in (None, "torch"):
             raise InputError(f"--compare knows torch, got {self.compare!r}")
         _check(self)
+        self.epochs = self.epochs or self.usual[0]
+        self.batch_size = self.batch_size or self.usual[1]
         if self.out is None:
             self.out = Path("runs") / f"{self.model}-{Path(self.data).stem}"
 
@@ -118,14 +132,33 @@ class Config:
 
 
 @dataclass
+class SeriesConfig(Config):
+    """A training run on a series in time, the last `val_fraction` of it held out.
+
+    context: how many values the model reads to forecast those that follow.
+    """
+
+    context: int = 33
+    usual: ClassVar = (100, 16)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.task is not None:
+            raise InputError(f"--task: {self.model} forecasts a series and has no other task")
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "context": self.context}
+
+
+@dataclass
 class LanguageConfig:
     """A training run on text.
 
-    task: "lm" (the next token), "mlm" (hidden tokens) or "classify" (a file's top folder); the model's first
-    unless told. batch_size: windows of `context` tokens that a step's gradient is the mean over, in all: split
-    over the processes, and over `accumulate` micro-batches. Steps are counted, or as many as fit into
-    `minutes`. stop_at: end there, to be resumed. compare: "torch" (the same run in plain PyTorch) or "scratch"
-    (the same run without `init_from`). weight_decay acts on matrices only.
+    task: "lm" (the next token), "mlm" (hidden tokens), "classify" (a file's top folder) or "translate" (a source's
+    target); the model's first unless told. batch_size: windows of `context` tokens that a step's gradient is the
+    mean over, in all: split over the processes, and over `accumulate` micro-batches. Steps are counted, or as many
+    as fit into `minutes`. stop_at: end there, to be resumed. compare: "torch" (the same run in plain PyTorch) or
+    "scratch" (the same run without `init_from`). weight_decay acts on matrices only.
     """
 
     model: str
@@ -134,7 +167,7 @@ class LanguageConfig:
     options: dict[str, Any] = field(default_factory=dict)
     steps: int | None = None
     minutes: float | None = None
-    batch_size: int = 8
+    batch_size: int | None = None
     accumulate: int = 1
     context: int | None = None
     lr: float | None = None
@@ -176,16 +209,22 @@ class LanguageConfig:
         if self.compare == "scratch" and self.init_from is None:
             raise InputError("--compare scratch compares with the weights of --init-from; name a run")
         if self.prompt is not None and self.task != "lm":
-            raise InputError(f"--prompt: a model of task {self.task} writes no text")
+            raise InputError(f"--prompt: a model of task {self.task} goes on from no text")
         if self.vocab_size is not None and self.init_from is not None:
             raise InputError("--vocab-size: the tokenizer comes from --init-from; leave the option out")
+        if self.strategy == "fsdp" and self.task == "translate":
+            raise InputError(
+                "--strategy fsdp: a model that writes while it is validated is not sharded; use ddp"
+            )
         _check(self)
+        if self.batch_size is None:
+            self.batch_size = WINDOWS.get(self.model, (8, None))[0]
         if self.lr is None:
-            self.lr = SCHEDULES[self.task][1]
+            self.lr = RATES.get(self.model, SCHEDULES[self.task][1])
         if self.steps is None and self.minutes is None:
             self.steps = SCHEDULES[self.task][0]
         if self.out is None:
-            task = "" if self.task == "lm" else f"-{self.task}"
+            task = "" if self.task == "lm" or len(tasks) == 1 else f"-{self.task}"
             self.out = Path("runs") / f"{self.model}-{Path(self.data).stem}{task}"
 
     def scheduled(self, steps: int) -> LanguageConfig:
@@ -208,10 +247,12 @@ class LanguageConfig:
         return {name: getattr(self, name) for name in (*names, "precision", "val_fraction", "seed")}
 
 
-def configure(model: str, **settings: Any) -> Config | LanguageConfig:
+def configure(model: str, **settings: Any) -> Config | SeriesConfig | LanguageConfig:
     """The configuration that suits a model; InputError for a setting that says nothing to it."""
     if model in TASKS:
         kind, learns = LanguageConfig, "text"
+    elif model in FORECASTERS:
+        kind, learns = SeriesConfig, "a series"
     elif {"in_features", "out_features"} <= _options_of(model).keys():
         kind, learns = Config, "tables"
     else:

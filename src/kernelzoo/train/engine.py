@@ -19,7 +19,7 @@ from kernelzoo import functional, nn, optim, zoo
 from ..data import InputError
 
 CHECKPOINT, WEIGHTS, CURVES, METRICS = "checkpoint.ckpt", "model.safetensors", "curves.png", "metrics.json"
-TOKENIZER, SAMPLES = "tokenizer.json", "samples.txt"
+TOKENIZER, SAMPLES, FORECAST = "tokenizer.json", "samples.txt", "forecast.png"
 KEPT_STEP_TIMES = 10_000
 
 
@@ -142,7 +142,7 @@ def prepare_out(out: Path, resume: bool) -> None:
     """Make the folder, and take away what an older run left."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        names = (WEIGHTS, CURVES, METRICS, SAMPLES) + (() if resume else (CHECKPOINT,))
+        names = (WEIGHTS, CURVES, METRICS, SAMPLES, FORECAST) + (() if resume else (CHECKPOINT,))
         for name in names:
             (out / name).unlink(missing_ok=True)
     except OSError as error:

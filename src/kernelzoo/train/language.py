@@ -16,6 +16,7 @@ from rich.console import Console
 import kernelzoo
 
 from ..data import Corpus, InputError
+from ..data.text import Document
 from ..data.tokens import END, digest
 from . import checkpoint, report
 from .config import LanguageConfig
@@ -38,7 +39,7 @@ from .engine import (
     probe,
 )
 from .material import Material, contender, context_of, gather
-from .steps import STATE, Training, fit, steps_for
+from .steps import Training, fit, kinds, steps_for
 
 # when a run stops before its end, what it gives
 _STOPPED = {"stopped": True}
@@ -82,7 +83,7 @@ def _run(config: LanguageConfig, world: World, console: Console) -> dict[str, An
         state = None
         if resume:
             path = config.out / CHECKPOINT
-            state = checkpoint.read(path, identity, model, STATE)
+            state = checkpoint.read(path, identity, model, kinds(material.data))
             console.print(f"resuming {path} after step {state['step']} of {config.steps}", soft_wrap=True)
         world.on_main(lambda: _prepare(config, material))
         metrics = functools.partial(_metrics, material, config, world)
@@ -136,7 +137,7 @@ def _schedule(config: LanguageConfig, material: Material, world: World, resume: 
     if config.steps is not None:
         return config.scheduled(config.steps)
     if resume:
-        steps = checkpoint.load(config.out / CHECKPOINT, STATE)["identity"].get("steps")
+        steps = checkpoint.load(config.out / CHECKPOINT, kinds(material.data))["identity"].get("steps")
         return config.scheduled(steps)
     model = contender(config, material, KERNELZOO)
     training = Training(model, material.data, config, KERNELZOO, world)
@@ -150,11 +151,11 @@ def _prepare(config: LanguageConfig, material: Material) -> None:
 
 
 def _metrics(material: Material, config: LanguageConfig, world: World) -> Any:
-    if config.task != "classify":
-        return None
-    from .metrics import classification_metrics
+    from .metrics import classification_metrics, translation_metrics
 
-    return classification_metrics(len(material.data.classes)).to(world.device)
+    if config.task == "classify":
+        return classification_metrics(len(material.data.classes)).to(world.device)
+    return translation_metrics().to(world.device) if config.task == "translate" else None
 
 
 def _finish(
@@ -177,6 +178,7 @@ def _finish(
     about |= {"task": config.task, "classes": getattr(material.data, "classes", None)}
     checkpoint.write_whole(config.out / WEIGHTS, checkpoint.safetensors(ours.weights, about))
     settings = dataclasses.asdict(config)
+    unit = "pairs" if config.task == "translate" else "files"
     left_out = (
         "out",
         "resume",
@@ -193,7 +195,7 @@ def _finish(
         "options": material.options,
         "parameters": sum(value.numel() for value in ours.weights.values()),
         "corpus": {
-            "files": {"training": len(corpus.part(False)), "validation": len(corpus.part(True))},
+            unit: {"training": len(corpus.part(False)), "validation": len(corpus.part(True))},
             "tokens": {"training": len(tokens.training.ids), "validation": len(tokens.validation.ids)},
             "skipped": corpus.skipped,
             "digest": corpus.digest,
@@ -212,13 +214,13 @@ def _finish(
     size = about["parameters"]
     size = f"{size / 1e6:.1f}M" if size >= 1e6 else f"{size / 1e3:.0f}k" if size >= 1e4 else str(size)
     title = f"{config.model} ({size} weights) on {config.data}, {config.task}"
-    main = "f1" if config.task == "classify" else None
+    main = {"classify": "f1", "translate": "exact_match"}.get(config.task)
     checkpoint.write_whole(config.out / CURVES, report.curves(fits, title, main))
     written = [WEIGHTS, TOKENIZER, CURVES, METRICS, CHECKPOINT]
     skipped = f" ({corpus.skipped} files are not UTF-8 text and were left out)" if corpus.skipped else ""
     console.print(
-        f"\n{title}: {about['corpus']['files']['training']} files ({len(tokens.training.ids)} tokens) to train "
-        f"on, {about['corpus']['files']['validation']} held out{skipped}",
+        f"\n{title}: {about['corpus'][unit]['training']} {unit} ({len(tokens.training.ids)} tokens) to train "
+        f"on, {about['corpus'][unit]['validation']} held out{skipped}",
         highlight=False,
         soft_wrap=True,
     )
@@ -229,9 +231,9 @@ def _finish(
             f"kernelzoo ran {', '.join(ran) or 'no op of its own'}",
             soft_wrap=True,
         )
-    if config.task == "lm" and config.sample_tokens:
-        result["samples"] = _samples(ours, config, material, world)
-        text = "\n\n".join(result["samples"]) + "\n"
+    if config.task in _WRITERS and config.sample_tokens:
+        result["samples"] = _WRITERS[config.task](ours, config, material, world)
+        text = ("\n\n" if config.task == "lm" else "\n").join(result["samples"]) + "\n"
         checkpoint.write_whole(config.out / SAMPLES, text.encode())
         console.print("\n" + text, markup=False, highlight=False, soft_wrap=True)
         written.append(SAMPLES)
@@ -245,17 +247,16 @@ def _finish(
 
 def _samples(ours: Fit, config: LanguageConfig, material: Material, world: World) -> list[str]:
     """Text that the model writes: after `prompt`, or after the first lines of held-out files."""
-    model = create_model(config.model, material.options, KERNELZOO, config.seed)
-    model.load_state_dict(ours.weights)
-    model.to(world.device).eval()
+    model = _trained(ours, config, material, world)
     tokenizer = material.tokens.tokenizer
+    limited = hasattr(model, "limit")
     prompts = [config.prompt] if config.prompt is not None else _first_lines(material.corpus)
     texts = []
     for prompt in prompts:
         # a file's first lines come after the end of another file
         ids = ([] if prompt == config.prompt else [END]) + tokenizer.encode(prompt).ids
-        ids = ids[-(config.context // 2) :] or [END]
-        new = min(config.sample_tokens, config.context - len(ids))
+        ids = (ids[-(config.context // 2) :] if limited else ids) or [END]
+        new = min(config.sample_tokens, config.context - len(ids)) if limited else config.sample_tokens
         with chosen_backend(config.backend):
             out = model.generate(
                 torch.tensor([ids], device=world.device),
@@ -269,7 +270,37 @@ def _samples(ours: Fit, config: LanguageConfig, material: Material, world: World
     return texts
 
 
-def _first_lines(corpus: Corpus, most: int = 2) -> list[str]:
+def _translations(ours: Fit, config: LanguageConfig, material: Material, world: World) -> list[str]:
+    """Held-out sources, what the model writes for each, and, where that is not it, the target."""
+    model = _trained(ours, config, material, world)
+    tokenizer = material.tokens.tokenizer
+    lines = []
+    for document in _spread(material.corpus, 12):
+        source, target = document.text.split("\t")
+        with chosen_backend(config.backend):
+            out = model.generate(
+                torch.tensor([tokenizer.encode(source).ids], device=world.device),
+                max_new_tokens=config.sample_tokens,
+            )
+        written = tokenizer.decode(out[0, 1:].tolist())
+        lines.append(f"{source} → {written}" + ("" if written == target else f"   (is {target})"))
+    return lines
+
+
+_WRITERS = {"lm": _samples, "translate": _translations}
+
+
+def _trained(ours: Fit, config: LanguageConfig, material: Material, world: World) -> torch.nn.Module:
+    model = create_model(config.model, material.options, KERNELZOO, config.seed)
+    model.load_state_dict(ours.weights)
+    return model.to(world.device).eval()
+
+
+def _first_lines(corpus: Corpus) -> list[str]:
+    return ["\n".join(document.text.lstrip().splitlines()[:3])[:200] for document in _spread(corpus, 2)]
+
+
+def _spread(corpus: Corpus, most: int) -> list[Document]:
+    """At most so many held-out documents, evenly spread."""
     documents = corpus.part(held_out=True)
-    chosen = [documents[i * len(documents) // most] for i in range(min(most, len(documents)))]
-    return ["\n".join(document.text.lstrip().splitlines()[:3])[:200] for document in chosen]
+    return [documents[i * len(documents) // most] for i in range(min(most, len(documents)))]

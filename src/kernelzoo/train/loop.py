@@ -1,4 +1,4 @@
-"""The training loop: one LightningModule for every tabular model, run by Lightning's Trainer."""
+"""The training loop: one LightningModule for every model of tables and series, run by Lightning's Trainer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 from rich.console import Console
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from ..data import Split, Table
+from ..data import Series, Split, Table
 from . import report
 from .config import OPTIMIZERS, Config
 from .engine import KEPT_STEP_TIMES, Engine, Fit, Stopped, TrainingError
@@ -66,7 +66,7 @@ class TabularModule(pl.LightningModule):
         self,
         model: torch.nn.Module,
         config: Config,
-        table: Table,
+        table: Table | Series,
         data: Split,
         engine: Engine,
         state: dict | None,
@@ -224,7 +224,7 @@ class ProgressBar(Callback):
 def fit(
     model: torch.nn.Module,
     config: Config,
-    table: Table,
+    table: Table | Series,
     data: Split,
     engine: Engine,
     *,

@@ -12,20 +12,22 @@ import torch
 
 from kernelzoo import zoo
 
-from ..data import Corpus, InputError, load_text
-from ..data.tokens import END, PAD, Tokens, read_tokenizer, tokenize, train_tokenizer
+from ..data import Corpus, InputError, load_pairs, load_text
+from ..data.tokens import END, LEAST_VOCABULARY, PAD, Tokens, read_tokenizer, tokenize, train_tokenizer
 from ..data.windows import make_data
-from .config import LanguageConfig
+from .config import CARRIES, WINDOWS, LanguageConfig
 from .distributed import World
 from .engine import TOKENIZER, WEIGHTS, Engine, create_model
 
 CONTEXT, VOCABULARY = 256, 4096
+VOCABULARIES = {"char_rnn": LEAST_VOCABULARY}  # bytes
 # of a model that 2 CPU cores can train: options of whatever family, where a model has them
 _SMALL = {
     "n_layer": 4,
     "n_embd": 256,
     "n_head": 4,
     "num_hidden_layers": 4,
+    "num_layers": 1,
     "hidden_size": 256,
     "num_attention_heads": 4,
 }
@@ -33,6 +35,7 @@ _DROPOUTS = (
     "resid_pdrop",
     "embd_pdrop",
     "attn_pdrop",
+    "dropout",
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
     "attention_dropout",
@@ -51,9 +54,11 @@ class Material(NamedTuple):
 
 
 def context_of(config: LanguageConfig) -> int:
-    """As given, or as many tokens as the model has positions for, and no more than 256."""
+    """As given, or what suits the model, or as many tokens as it has positions for, and no more than 256."""
     if config.context is not None:
         return config.context
+    if config.model in WINDOWS:
+        return WINDOWS[config.model][1]
     found = _about(config)["options"] if config.init_from is not None else {}
     options = {**found, **config.options}
     given = next((options[key] for key in _POSITIONS if key in options), None)
@@ -74,15 +79,19 @@ def gather(config: LanguageConfig, world: World) -> Material:
     """Corpus, tokens, batches and options; rank 0 comes first and fills the cache for the others."""
 
     def make() -> Material:
-        corpus = load_text(config.data, config.val_fraction)
+        pairs = config.task == "translate"
+        corpus = (load_pairs if pairs else load_text)(config.data, config.val_fraction)
         init, found = None, {}
         if config.init_from is None:
-            tokenizer = train_tokenizer(corpus, config.vocab_size or VOCABULARY)
+            size = config.vocab_size or VOCABULARIES.get(config.model, VOCABULARY)
+            # a number is translated figure by figure
+            tokenizer = train_tokenizer(corpus, size, digits=pairs)
         else:
             found, init = _about(config)["options"], _digest(config)
             tokenizer = read_tokenizer(config.init_from / TOKENIZER)
         tokens = tokenize(corpus, tokenizer)
-        data = make_data(config.task, tokens, config.context)
+        kind = "stream" if config.model in CARRIES else config.task
+        data = make_data(kind, tokens, config.context)
         return Material(corpus, tokens, data, _options(config, tokens, data, found), init)
 
     first = []
@@ -135,6 +144,8 @@ def _options(config: LanguageConfig, tokens: Tokens, data: Any, found: dict[str,
         fixed["head"] = config.task
     if config.task == "classify":
         fixed["num_labels"] = len(data.classes)
+    if config.task == "translate":
+        fixed["bos_token_id"] = END
     fixed = {key: value for key, value in fixed.items() if key in accepted}
     for key, value in fixed.items():
         if given.get(key, value) != value:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, R2Score
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, R2Score
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassF1Score,
@@ -11,28 +11,43 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
-from ..data import Normalization, Table
+from ..data import Normalization, Series, Table
+from ..data.tokens import PAD
+from ..data.windows import IGNORED
 
 # by task, in the order shown; the first is the one that is drawn
-NAMES = {"classification": ("accuracy", "precision", "recall", "f1"), "regression": ("r2", "mse", "mae")}
+NAMES = {
+    "classification": ("accuracy", "precision", "recall", "f1"),
+    "regression": ("r2", "mse", "mae"),
+    "forecast": ("rmse", "mae"),
+}
 
 
 class RegressionMetrics(MetricCollection):
-    """MSE, MAE and R² of predictions brought back from the normalised target's scale."""
+    """Metrics of predictions brought back from the normalised target's scale."""
 
-    def __init__(self, normalization: Normalization) -> None:
-        super().__init__({"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": R2Score()})
+    def __init__(self, metrics: dict[str, Metric], normalization: Normalization) -> None:
+        super().__init__(metrics)
         self.scale, self.shift = normalization.target_std, normalization.target_mean
 
     def update(self, output: torch.Tensor, y: torch.Tensor) -> None:
-        super().update(output.double() * self.scale + self.shift, y.double() * self.scale + self.shift)
+        output, y = output.double().flatten(), y.double().flatten()
+        super().update(output * self.scale + self.shift, y * self.scale + self.shift)
 
 
-def make_metrics(table: Table, normalization: Normalization) -> MetricCollection:
-    """Accuracy over all rows, and precision, recall and F1 averaged over classes; or MSE, MAE, R²."""
-    if table.classes is None:
-        return RegressionMetrics(normalization)
-    return classification_metrics(len(table.classes))
+def make_metrics(table: Table | Series, normalization: Normalization) -> MetricCollection:
+    """Accuracy over all rows, and precision, recall and F1 averaged over classes; or MSE, MAE, R²; or RMSE, MAE."""
+    if table.classes is not None:
+        return classification_metrics(len(table.classes))
+    if table.task == "forecast":
+        return forecast_metrics(normalization)
+    metrics = {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": R2Score()}
+    return RegressionMetrics(metrics, normalization)
+
+
+def forecast_metrics(normalization: Normalization) -> MetricCollection:
+    metrics = {"rmse": MeanSquaredError(squared=False), "mae": MeanAbsoluteError()}
+    return RegressionMetrics(metrics, normalization)
 
 
 def classification_metrics(n: int) -> MetricCollection:
@@ -44,3 +59,26 @@ def classification_metrics(n: int) -> MetricCollection:
             "f1": MulticlassF1Score(n, average="macro"),
         }
     )
+
+
+class ExactMatch(Metric):
+    """The share of targets that were written token by token, the end included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("right", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, written: torch.Tensor, labels: torch.Tensor) -> None:
+        """written (B, T'), PAD after the end, T' no longer than T; labels (B, T), IGNORED after the end."""
+        missing = labels.shape[1] - written.shape[1]
+        written = torch.nn.functional.pad(written, (0, missing), value=PAD)
+        self.right += (written == labels.masked_fill(labels == IGNORED, PAD)).all(1).sum()
+        self.total += len(labels)
+
+    def compute(self) -> torch.Tensor:
+        return self.right.double() / self.total
+
+
+def translation_metrics() -> MetricCollection:
+    return MetricCollection({"exact_match": ExactMatch()})

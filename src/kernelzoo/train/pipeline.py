@@ -1,4 +1,4 @@
-"""A whole run: read and check, train, write weights, curves and metrics, compare with plain PyTorch."""
+"""A whole run on a table or a series: read and check, train, write weights, curves and metrics, compare."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from rich.console import Console
 import kernelzoo
 from kernelzoo import zoo
 
-from ..data import InputError, Split, Table, load, split
-from . import checkpoint, report
-from .config import Config
+from ..data import InputError, Series, Split, Table, load, load_series, split, split_series
+from . import checkpoint, forecast, report
+from .config import Config, SeriesConfig
 from .engine import (
     CHECKPOINT,
     CURVES,
+    FORECAST,
     KERNELZOO,
     METRICS,
     TORCH,
@@ -40,15 +41,22 @@ def run(config: Config, console: Console | None = None) -> dict[str, Any]:
     """Train as `config` says; returns what `metrics.json` holds.
 
     Writes into `config.out`: checkpoint.ckpt (each epoch), model.safetensors (metadata `kernelzoo`: JSON with
-    model, options, normalization, classes), curves.png, and last metrics.json, which marks a complete run.
+    model, options, normalization, classes), curves.png, of a series forecast.png, and last metrics.json, which
+    marks a complete run.
     Raises InputError, before anything is written, where the data, an option or a checkpoint will not do.
     """
     console = console or Console()
     config = replace(config, device=choose_device(config.device))
-    table = load(config.data, config.target, config.task)
+    series = isinstance(config, SeriesConfig)
+    table = (
+        load_series(config.data, config.target) if series else load(config.data, config.target, config.task)
+    )
     options = _options(config, table)
-    data = split(table, config.val_fraction, config.seed)
     model = create_model(config.model, options, KERNELZOO, config.seed)
+    if series:
+        data = split_series(table, config.context, model.options["horizon"], config.val_fraction)
+    else:
+        data = split(table, config.val_fraction, config.seed)
     identity = {
         **config.identity(),
         "options": json.dumps(options, sort_keys=True),
@@ -78,7 +86,7 @@ def run(config: Config, console: Console | None = None) -> dict[str, Any]:
 def _fit(
     model: torch.nn.Module,
     config: Config,
-    table: Table,
+    table: Table | Series,
     data: Split,
     engine: Engine,
     console: Console,
@@ -89,13 +97,15 @@ def _fit(
     return fit(model, config, table, data, engine, callbacks=(bar,), **how)
 
 
-def _options(config: Config, table: Table) -> dict[str, Any]:
+def _options(config: Config, table: Table | Series) -> dict[str, Any]:
     """The model's options: those given, with the sizes that the data fixes."""
     try:
         accepted = zoo.options(config.model)
     except ValueError as error:
         raise InputError(str(error)) from None
-    sizes = {"in_features": len(table.features), "out_features": len(table.classes) if table.classes else 1}
+    sizes = {"in_features": len(table.features)}
+    if isinstance(table, Table):
+        sizes["out_features"] = len(table.classes) if table.classes else 1
     if not sizes.keys() <= accepted.keys():
         raise InputError(
             f"{config.model} does not take tables of numbers (it has no option in_features, out_features)"
@@ -122,7 +132,7 @@ def _resume_state(config: Config, identity: dict, model: torch.nn.Module, consol
     return state
 
 
-def _about(config: Config, options: dict, table: Table, data: Split) -> dict[str, Any]:
+def _about(config: Config, options: dict, table: Table | Series, data: Split) -> dict[str, Any]:
     return {
         "version": kernelzoo.__version__,
         "model": config.model,
@@ -132,6 +142,7 @@ def _about(config: Config, options: dict, table: Table, data: Split) -> dict[str
         "target": table.target,
         "task": table.task,
         "classes": table.classes,
+        **({"context": config.context} if isinstance(config, SeriesConfig) else {}),
     }
 
 
@@ -139,7 +150,7 @@ def _report(
     fits: dict[str, Fit],
     config: Config,
     options: dict,
-    table: Table,
+    table: Table | Series,
     data: Split,
     ran: list[str],
     console: Console,
@@ -162,6 +173,16 @@ def _report(
         "threads": torch.get_num_threads(),
         "versions": {"kernelzoo": kernelzoo.__version__, "torch": torch.__version__},
     }
+    baselines, written = {}, [WEIGHTS, CURVES, METRICS, CHECKPOINT]
+    if isinstance(config, SeriesConfig):
+        about["context"] = config.context
+        about["held_out"] = {"first": float(table.times[data.first]), "last": float(table.times[-1])}
+        baselines = forecast.baselines(data)
+        about["baselines"] = baselines
+        model = create_model(config.model, options, KERNELZOO, config.seed)
+        model.load_state_dict(fits["kernelzoo"].weights)
+        checkpoint.write_whole(config.out / FORECAST, forecast.picture(model, table, data, config.model))
+        written.insert(1, FORECAST)
     result = report.summary(fits, about)
     shown = ", ".join(f"{key}={value}" for key, value in options.items())
     title = f"{config.model}({shown}) on {config.data}"
@@ -174,7 +195,9 @@ def _report(
         highlight=False,
         soft_wrap=True,
     )
-    console.print(report.result_table(fits))
+    console.print(report.result_table(fits, baselines))
+    if baselines:
+        console.print(forecast.verdict(result, table, options), soft_wrap=True, highlight=False)
     if config.compare:
         console.print(
             f"largest weight difference {result['largest_weight_difference']:.2e} "
@@ -184,7 +207,7 @@ def _report(
             soft_wrap=True,
         )
     console.print(
-        f"wrote {WEIGHTS}, {CURVES}, {METRICS}, {CHECKPOINT} in {shlex.quote(str(config.out))}",
+        f"wrote {', '.join(written)} in {shlex.quote(str(config.out))}",
         soft_wrap=True,
     )
     return result

@@ -40,19 +40,21 @@ def metric_names(fit: Fit) -> list[str]:
     return [key for key in fit.history[-1] if key not in others]
 
 
-def result_table(fits: dict[str, Fit]) -> RichTable:
-    """Validation metrics, losses and step time, one column a contender."""
+def result_table(fits: dict[str, Fit], baselines: dict[str, dict[str, float]] | None = None) -> RichTable:
+    """Validation metrics, losses and step time, one column a contender; baselines have metrics only."""
+    baselines = baselines or {}
     table = RichTable()
     table.add_column("validation")
-    for name in fits:
+    for name in (*fits, *baselines):
         table.add_column(name, justify="right")
 
     def row(label: str, values: list[str]) -> None:
-        table.add_row(label, *values)
+        table.add_row(label, *values, *[""] * (len(fits) + len(baselines) - len(values)))
 
     everyone = list(fits.values())
     for key in metric_names(everyone[0]):
-        row(key, [_number(f.history[f.best][key]) for f in everyone])
+        values = [f.history[f.best][key] for f in everyone] + [b[key] for b in baselines.values()]
+        row(key, [_number(value) for value in values])
     row("loss", [f"{f.history[f.best]['val_loss']:.4f}" for f in everyone])
     row("training loss", [f"{f.history[f.best]['train_loss']:.4f}" for f in everyone])
     if "step" in everyone[0].history[-1]:

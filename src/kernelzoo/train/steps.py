@@ -28,6 +28,12 @@ LAST_LR = 0.1  # of --lr, at the last step
 BETAS = (0.9, 0.95)  # T. Brown et al., arXiv:2005.14165, appendix B
 # what a checkpoint holds besides its run's identity and the weights
 STATE = {"optimizer": dict, "history": list, "step": int, "sums": torch.Tensor, "step_ms": torch.Tensor}
+CARRIED = {"carried": list}  # and of a model that carries its state
+
+
+def kinds(data: Any) -> dict[str, type]:
+    """What a checkpoint of a run on this data holds."""
+    return {**STATE, **CARRIED} if getattr(data, "carries", False) else STATE
 
 
 def asked(batch: Batch, shift: int) -> int:
@@ -62,6 +68,11 @@ class Training:
             model.load_state_dict(state["model"])
         self.model = model.to(world.device)
         self.wrapped = world.wrap(self.model)
+        self.share = config.batch_size // (world.size * config.accumulate)
+        # of each micro-batch's rows here, the state that the window before left
+        self.carried = []
+        if getattr(data, "carries", False):
+            self.carried = [self.model.new_cache() for _ in range(config.accumulate)]
         matrices = [p for p in self.model.parameters() if p.ndim >= 2]
         vectors = [p for p in self.model.parameters() if p.ndim < 2]
         groups = [
@@ -79,9 +90,17 @@ class Training:
             self.history, self.step = list(state["history"]), state["step"]
             self.sums = state["sums"]
             self.step_ms.extend(state["step_ms"].tolist())
+            for micro, cache in enumerate(self.carried):
+                cache.parts = tuple(
+                    part[:, self.rows_of(micro)].contiguous().to(world.device) for part in state["carried"]
+                )
         self.sums = self.sums.to(world.device)
         self.validation = data.validation(VAL_ROWS)
-        self.share = config.batch_size // (world.size * config.accumulate)
+
+    def rows_of(self, micro: int) -> slice:
+        """Which of a step's rows this process has in a micro-batch."""
+        first = (micro * self.world.size + self.world.rank) * self.share
+        return slice(first, first + self.share)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint; all ranks must ask."""
@@ -92,12 +111,27 @@ class Training:
             "step": self.step,
             "sums": self.sums.cpu(),
             "step_ms": torch.tensor(self.step_ms, dtype=torch.float64),
+            **({"carried": self._all_carried()} if self.carried else {}),
         }
 
-    def forward(self, batch: Batch, labels: torch.Tensor | None) -> torch.Tensor:
+    def _all_carried(self) -> list[torch.Tensor]:
+        """The carried state of the whole batch, (layers, batch_size, hidden) each, on every rank."""
+        whole = []
+        for parts in zip(*(cache.parts for cache in self.carried), strict=True):
+            shape = (parts[0].shape[0], self.config.batch_size, parts[0].shape[2])
+            rows = parts[0].new_zeros(shape)
+            for micro, part in enumerate(parts):
+                rows[:, self.rows_of(micro)] = part
+            whole.append(self.world.sum(rows).cpu())
+        return whole
+
+    def autocast(self) -> torch.autocast:
         device = torch.device(self.world.device).type
-        with torch.autocast(device, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            return self.wrapped(batch.input_ids, attention_mask=batch.attention_mask, labels=labels)
+        return torch.autocast(device, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def forward(self, batch: Batch, labels: torch.Tensor | None, **how: Any) -> torch.Tensor:
+        with self.autocast():
+            return self.wrapped(batch.input_ids, attention_mask=batch.attention_mask, labels=labels, **how)
 
     def backward(self, step: int) -> torch.Tensor:
         """Gradients of the mean loss over the global batch of a step; returns that loss."""
@@ -106,17 +140,19 @@ class Training:
         total = asked(batch, self.data.shift)
         loss = torch.zeros((), device=world.device)
         for micro in range(config.accumulate):
-            first = (micro * world.size + world.rank) * self.share
-            rows = batch.rows(slice(first, first + self.share))
+            rows = batch.rows(self.rows_of(micro))
             weight = asked(rows, self.data.shift) / total
             rows = rows.to(world.device)
             # dropout replays when a run is resumed
             entropy = [config.seed, step, micro, world.rank]
             torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+            how = {"cache": self.carried[micro]} if self.carried else {}
             with world.accumulating(self.wrapped, last=micro == config.accumulate - 1):
-                part = self.forward(rows, rows.labels).float()
+                part = self.forward(rows, rows.labels, **how).float()
                 # the processes' gradients are averaged, so each gives its share of the mean times their number
                 (part * (weight * world.size)).backward()
+            if self.carried:
+                self.carried[micro].detach()
             loss += part.detach() * weight
         return world.sum(loss)
 
@@ -149,13 +185,14 @@ class Training:
             rows = batch.rows(slice(first, min(first + each, len(batch))))
             counted = len(rows) > 0
             rows = (rows if counted else batch.rows(slice(0, 1))).to(world.device)
-            if self.metrics is None:
-                loss = self.forward(rows, rows.labels).float()
+            if self.config.task == "classify":
+                said = self.forward(rows, None).float()
+                loss = torch.nn.functional.cross_entropy(said, rows.labels)
             else:
-                logits = self.forward(rows, None).float()
-                loss = torch.nn.functional.cross_entropy(logits, rows.labels)
-                if counted:
-                    self.metrics.update(logits, rows.labels)
+                loss = self.forward(rows, rows.labels).float()
+                said = self._written(rows) if self.metrics else None
+            if self.metrics is not None and counted:
+                self.metrics.update(said, rows.labels)
             if counted:
                 total += loss.double() * asked(rows, self.data.shift)
         values = {"val_loss": float(world.sum(total)) / asked(batch, self.data.shift)}
@@ -163,6 +200,14 @@ class Training:
             values |= {key: float(value) for key, value in self.metrics.compute().items()}
             self.metrics.reset()
         return values
+
+    def _written(self, rows: Batch) -> torch.Tensor:
+        """What the model writes for each source, as many tokens as the longest target has."""
+        with self.autocast():
+            out = self.model.generate(
+                rows.input_ids, rows.attention_mask, max_new_tokens=rows.labels.shape[1]
+            )
+        return out[:, 1:]  # behind the token that it starts from
 
     def record(self) -> dict[str, float]:
         """A row of the history, from the steps since the last one."""
@@ -204,7 +249,7 @@ def fit(training: Training, name: str, console: Console, save: Callable[[dict], 
                 bar.update(task, completed=training.step)
     except KeyboardInterrupt:
         raise Stopped(f"interrupted in step {training.step + 1}") from None
-    tokens = config.batch_size * config.context
+    tokens = config.batch_size * getattr(training.data, "row_tokens", config.context)
     weights = full_weights(training.model)
     return Fit(weights, training.history, len(training.history) - 1, list(training.step_ms), tokens)
 

@@ -30,6 +30,7 @@ RESULTS = {
     "linear": ("y", "dx", "dw", "db"),
     "attention": ("o", "dq", "dk", "dv"),
     "glu": ("y", "dgate", "dup"),
+    "rnn": ("y", "dx", "dw_ih", "dw_hh", "db_ih", "db_hh"),
 }
 OTHER_RESULTS = ("y", "dx", "dw", "db")
 

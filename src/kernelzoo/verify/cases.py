@@ -11,6 +11,7 @@ from .. import functional as F
 from ..ops import linear as linear_ops
 from ..ops import softmax as softmax_ops
 from ..ops.activation import DEFINITIONS, activation, parse
+from ..ops.rnn_formula import GATES
 
 # The derivative, or the value, jumps: only inputs whose sums are exact meet the same side in every dtype.
 JUMPS = ("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "hardsigmoid", "hardswish", "hardtanh",
@@ -199,12 +200,44 @@ def _cross_entropy_cases():
     )
 
 
+def _rnn_cases():
+    """Padded and packed, against torch's own; not relu, whose derivative jumps where the sums are not exact."""
+    B, features, H = 3, 19, 33
+    packed = torch.tensor([3] * 5 + [2] * 9 + [1] * 3)
+    ours = {"lstm": F.lstm, "gru": F.gru, "rnn_tanh": F.rnn}
+    theirs = {"lstm": torch.lstm, "gru": torch.gru, "rnn_tanh": torch.rnn_tanh}
+
+    def formula(x, *weights, mode, batch_sizes):
+        h = x.new_zeros(1, B, H)
+        hx = (h, h) if mode == "lstm" else h
+        if batch_sizes is not None:
+            return theirs[mode](x, batch_sizes, hx, weights, True, 1, 0.0, False, False)[0]
+        return theirs[mode](x, hx, weights, True, 1, 0.0, False, False, False)[0]
+
+    for mode, function in ours.items():
+        width = GATES[mode] * H
+        for batch_sizes in (None, packed):
+
+            def make(g, width=width, batch_sizes=batch_sizes):
+                rows = (17, B, features) if batch_sizes is None else (int(batch_sizes.sum()), features)
+                shapes = (((width, features), 0.2), ((width, H), 0.2), ((width,), 1.0), ((width,), 1.0))
+                return [exact_or_normal(s, g, False, scale) for s, scale in ((rows, 1.0), *shapes)]
+
+            yield Case(
+                f"{mode} 17x{B}x{features}->{H}{'' if batch_sizes is None else ' packed'}",
+                make,
+                lambda x, *w, f=function, sizes=batch_sizes: f(x, None, *w, batch_sizes=sizes)[0],
+                functools.partial(formula, mode=mode, batch_sizes=batch_sizes),
+            )
+
+
 CASES = {
     "linear": _linear_cases,
     "activation": _activation_cases,
     "softmax": _softmax_cases,
     "attention": _attention_cases,
     "norm": _norm_cases,
+    "rnn": _rnn_cases,
     "rotary": _rotary_cases,
     "glu": _glu_cases,
     "loss": _loss_cases,

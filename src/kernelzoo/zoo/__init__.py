@@ -5,7 +5,7 @@ A model is built from layers only and takes the namespace they come from as its 
 same `state_dict` keys, same initialisation from the same seed).
 """
 
-from . import bert, feedforward, gpt2, llama, plain, roberta, transformer, vit
+from . import bert, feedforward, gpt2, llama, plain, recurrent, roberta, seq2seq, transformer, vit
 from .base import CheckpointError
 from .checkpoints import save
 from .registry import create, load, options, register
@@ -22,9 +22,11 @@ __all__ = [
     "load",
     "options",
     "plain",
+    "recurrent",
     "register",
     "roberta",
     "save",
+    "seq2seq",
     "transformer",
     "vit",
 ]

@@ -203,9 +203,12 @@ def refuse_pickle(path: Path) -> None:
     head = b""
     if path.is_file():
         with path.open("rb") as file:
-            head = file.read(4)
-    # zip archives are torch.save's; 80 02 .. 80 05 start a pickle
-    if path.suffix in PICKLES or head == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5"):
+            head = file.read(9)
+    # zip archives are torch.save's; 80 02 .. 80 05 start a pickle, and a safetensors file whose header, from byte 8
+    # on, is 640, 896, 1152 or 1408 bytes long
+    archive = head.startswith(b"PK\x03\x04")
+    pickled = head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5" and head[8:] != b"{"
+    if path.suffix in PICKLES or archive or pickled:
         raise CheckpointError(
             f"zoo.load: {path} is a pickle, and opening one runs whatever code its author put in; ask for "
             f"safetensors, or, if you trust it, convert it: safetensors.torch.save_file(torch.load(path, "

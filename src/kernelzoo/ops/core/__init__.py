@@ -1,7 +1,18 @@
 """What every op shares: the choice of a backend, the torch ops, the base Function, argument checks."""
 
 from .checks import ArgumentError, ArgumentTypeError
-from .choice import FRESH, BackendUnavailable, Call, Status, backend, backends, below, has_amx, trace
+from .choice import (
+    FRESH,
+    BackendUnavailable,
+    Call,
+    Status,
+    backend,
+    backends,
+    below,
+    has_amx,
+    leaves_to_torch,
+    trace,
+)
 from .function import KernelFunction, autocast_dtype, torch_serves
 from .random import draw_seed
 from .registry import define, onednn_wins
@@ -21,6 +32,7 @@ __all__ = [
     "define",
     "draw_seed",
     "has_amx",
+    "leaves_to_torch",
     "onednn_wins",
     "torch_serves",
     "trace",

@@ -9,8 +9,7 @@ import importlib
 import torch
 
 from . import choice
-
-PLAIN = (torch.Tensor, torch.nn.Parameter)
+from .choice import PLAIN
 
 _library = torch.library.Library("kernelzoo", "DEF")
 
