@@ -204,7 +204,7 @@ __device__ void cell_bwd(const Rnn& r, Span here, Span before, int64_t b, int64_
 
 // Steps first ... last - 1, in the layer's order.
 template <typename S, int MT>
-__global__ __launch_bounds__(THREADS) void _rnn_fwd_kernel(Rnn r, Cut cut, bool wide, int64_t first, int64_t last) {
+__global__ __launch_bounds__(THREADS, 1) void _rnn_fwd_kernel(Rnn r, Cut cut, bool wide, int64_t first, int64_t last) {
   int64_t H = r.H, unit = static_cast<int64_t>(blockIdx.x) * cut.units;
   int units = static_cast<int>(H - unit < cut.units ? H - unit : cut.units), N = gates_of(r.mode) * units;
   Memory<S, MT> memory(gates_of(r.mode) * cut.units, H, cut.held);
@@ -231,7 +231,7 @@ __global__ __launch_bounds__(THREADS) void _rnn_fwd_kernel(Rnn r, Cut cut, bool 
 
 // Steps first ... last - 1 from the layer's end on; step T is the last: it gives dh0.
 template <typename S, int MT>
-__global__ __launch_bounds__(THREADS) void _rnn_bwd_kernel(Rnn r, Cut cut, bool wide, int64_t first, int64_t last) {
+__global__ __launch_bounds__(THREADS, 1) void _rnn_bwd_kernel(Rnn r, Cut cut, bool wide, int64_t first, int64_t last) {
   int64_t H = r.H, K = gates_of(r.mode) * H, unit = static_cast<int64_t>(blockIdx.x) * cut.units;
   int units = static_cast<int>(H - unit < cut.units ? H - unit : cut.units);
   Memory<S, MT> memory(cut.units, K, cut.held);

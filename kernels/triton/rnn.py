@@ -54,9 +54,12 @@ def is_persistent(target, dtype, H, w_hr, backward):
 
 def persistent_tile(target, H):
     """16 sequences a program, the least that a tensor core's product takes. Not yet measured on a device."""
-    block_h = max(16, triton.next_power_of_2(H))
-    num_warps = 4 if target.backend == "hip" else 8
-    return {"BLOCK_M": 16, "BLOCK_H": block_h, "num_warps": num_warps, "num_stages": 1}
+    options = {"BLOCK_M": 16, "BLOCK_H": max(16, triton.next_power_of_2(H)), "num_warps": 8, "num_stages": 1}
+    if target.backend == "hip":
+        options["num_warps"] = 4
+    elif target.backend == "cuda":
+        options["maxnreg"] = 255  # left alone, ptxas spills to keep two programs on a multiprocessor
+    return options
 
 
 def step_tile(target, dtype, n, width):
@@ -64,7 +67,8 @@ def step_tile(target, dtype, n, width):
     that of reading w_hh once, by as many programs as there are. Not yet measured on a device."""
     if target.backend == "interpreter":
         return {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "num_warps": 4, "num_stages": 1}
-    block_m = min(max(16, triton.next_power_of_2(n)), 64)
+    # without tensor cores 64 rows spill: four gates' sums, and operands in registers
+    block_m = min(max(16, triton.next_power_of_2(n)), 64 if dtype.itemsize == 2 else 32)
     programs = triton.cdiv(n, block_m) * triton.cdiv(width, 32)
     block_n = 32 if programs >= target.num_sms else 16
     block_k = {2: 64, 4: 32, 8: 16}[dtype.itemsize]
@@ -131,6 +135,7 @@ def rnn_fwd(
     by_rows = normal or ln_cell is not None
     sums = empty(B, G * H, dtype=acc, when=by_rows)
     shared |= {"c_ptr": c, "m_ptr": m, "P": P}
+    mixed = reverse and batch_sizes is not None
     precision = matmul_precision(gx.dtype)
     with launch_on(gx):
         for step in steps(batch_sizes, R, B, reverse):
@@ -142,8 +147,8 @@ def rnn_fwd(
                 triton.cdiv(step.n, options["BLOCK_M"]),
             )
             _rnn_step_fwd_kernel[grid](
-                w_ptr=w_hh, h_mask_ptr=h_mask, sums_ptr=sums, HEADS=heads, PRECISION=precision, **now, **shared,
-                **options,
+                before_ptr=out if mixed or step.n_before else h0, w_ptr=w_hh, h_mask_ptr=h_mask, sums_ptr=sums,
+                HEADS=heads, PRECISION=precision, MIXED=mixed, **now, **shared, **options,
             )  # fmt: skip
             if by_rows:
                 options = rows_tile(target, H)

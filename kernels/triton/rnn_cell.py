@@ -30,9 +30,11 @@ def dot(a, b, acc, PRECISION: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
-def before(ptr, first_ptr, offs_b, row_before, n_before, width):
-    """Pointers to each sequence's row of the step before: one that becomes active now has it in `first`."""
-    return tl.where(offs_b < n_before, ptr + (row_before + offs_b) * width, first_ptr + offs_b * width)
+def load_before(ptr, first_ptr, offs_b, row_before, n_before, width, column, mask, ACC: tl.constexpr):
+    """Each sequence's values of the step before; one that becomes active now has them in `first`. Two loads, not a
+    choice between pointers: Triton's AMD backend does not take that in a loop."""
+    old = load(ptr, (row_before + offs_b) * width + column, mask & (offs_b < n_before), ACC)
+    return old + load(first_ptr, offs_b * width + column, mask & (offs_b >= n_before), ACC)
 
 
 @triton.jit

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from .math import tanh, tanh_grad
-from .rnn_cell import before, gates_fwd, gru_bwd, load, lstm_bwd, mix, rnn_bwd, store
+from .rnn_cell import gates_fwd, gru_bwd, load, load_before, lstm_bwd, mix, rnn_bwd, store
 
 STEP = ["row", "n", "row_before", "n_before", "n_after", "y_row"]
 
@@ -60,7 +60,6 @@ def _rnn_rows_fwd_kernel(
     rows = row + offs_b
     size = GATES * H
     start = offs_b * size
-    h_ptrs = before(out_ptr, h0_ptr, offs_b, row_before, n_before, P)
     mean = tl.zeros((BLOCK_M, 1), ACC)
     rstd = mean
     if ln_weight_ptr is not None:
@@ -134,7 +133,7 @@ def _rnn_rows_fwd_kernel(
                 store(m_ptr, offs_b * H + offs_n, h, mask)
             else:
                 if MODE == "gru" or zone_h_ptr is not None:
-                    old = load(h_ptrs, offs_n, mask, ACC)
+                    old = load_before(out_ptr, h0_ptr, offs_b, row_before, n_before, P, offs_n, mask, ACC)
                     if MODE == "gru":
                         h = h + b * (old - h)
                     h = mix(zone_h_ptr, rows * H + offs_n, old, h, mask, ACC)
@@ -154,7 +153,14 @@ def _rnn_rows_fwd_kernel(
                 store(m_ptr, offs_b * H + offs_n, h, mask)
             else:
                 if zone_h_ptr is not None:
-                    h = mix(zone_h_ptr, rows * H + offs_n, load(h_ptrs, offs_n, mask, ACC), h, mask, ACC)
+                    h = mix(
+                        zone_h_ptr,
+                        rows * H + offs_n,
+                        load_before(out_ptr, h0_ptr, offs_b, row_before, n_before, P, offs_n, mask, ACC),
+                        h,
+                        mask,
+                        ACC,
+                    )
                 store(out_ptr, rows * H + offs_n, h, mask)
                 store(hn_ptr, offs_b * H + offs_n, h, mask & (offs_b >= n_after))
 
@@ -181,8 +187,6 @@ def _rnn_rows_bwd_kernel(
     offs = tl.arange(0, BLOCK_N)[None, :].to(tl.int64)
     mask_b = offs_b < n
     rows = row + offs_b
-    c_ptrs = before(cells_ptr, c0_ptr, offs_b, row_before, n_before, H) if MODE == "lstm" else None
-    h_ptrs = before(out_ptr, h0_ptr, offs_b, row_before, n_before, P)
     mean = tl.zeros((BLOCK_M, 1), ACC)
     rstd = mean
     g_mean = mean
@@ -192,7 +196,9 @@ def _rnn_rows_bwd_kernel(
             offs_n = k + offs
             mask = mask_b & (offs_n < H)
             x = rows * (4 * H) + offs_n
-            cell = load(gates_ptr, x + H, mask, ACC) * tl.load(c_ptrs + offs_n, mask=mask, other=0.0)
+            cell = load(gates_ptr, x + H, mask, ACC) * load_before(
+                cells_ptr, c0_ptr, offs_b, row_before, n_before, H, offs_n, mask, ACC
+            )
             cell += load(gates_ptr, x, mask, ACC) * load(gates_ptr, x + 2 * H, mask, ACC)
             tl.store(cell_ptr + offs_b * H + offs_n, cell, mask=mask)
         tl.debug_barrier()
@@ -222,7 +228,7 @@ def _rnn_rows_bwd_kernel(
         dm = load(dm_ptr, (y_row + offs_b) * H + offs_n, mask, ACC)
         x = rows * (GATES * H) + offs_n
         if MODE == "lstm":
-            c = tl.load(c_ptrs + offs_n, mask=mask, other=0.0)
+            c = load_before(cells_ptr, c0_ptr, offs_b, row_before, n_before, H, offs_n, mask, ACC)
             cell = load(gates_ptr, x + H, mask, ACC) * c
             cell += load(gates_ptr, x, mask, ACC) * load(gates_ptr, x + 2 * H, mask, ACC)
             dcell = tl.load(dc_ptr + offs_c, mask=mask, other=0.0)
@@ -249,7 +255,7 @@ def _rnn_rows_bwd_kernel(
                 store(dgh_ptr, x + 2 * H, dg, mask)
                 store(dgh_ptr, x + 3 * H, do, mask)
         elif MODE == "gru":
-            h = load(h_ptrs, offs_n, mask, ACC)
+            h = load_before(out_ptr, h0_ptr, offs_b, row_before, n_before, P, offs_n, mask, ACC)
             dr, dz, dn, straight = gru_bwd(
                 gates_ptr, gh_ptr, b_hn_ptr, ln_weight_ptr, dgx_ptr, dm, h, rows, offs_n, mask, mask_n, H, ACC
             )

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .math import narrow, tanh, tanh_grad, widen
-from .rnn_cell import before, dot, gates_fwd, gru_bwd, load, lstm_bwd, mix, rnn_bwd, store
+from .rnn_cell import dot, gates_fwd, gru_bwd, load, load_before, lstm_bwd, mix, rnn_bwd, store
 
 STEP = [
     "row",
@@ -32,14 +32,15 @@ def _units(pid_n, width, BLOCK_N: tl.constexpr):
 
 @triton.jit(do_not_specialize=STEP)
 def _rnn_step_fwd_kernel(
-    gx_ptr, h0_ptr, c_ptr, w_ptr, b_hn_ptr, peephole_ptr, h_mask_ptr, zone_h_ptr, zone_c_ptr,
+    gx_ptr, before_ptr, h0_ptr, c_ptr, w_ptr, b_hn_ptr, peephole_ptr, h_mask_ptr, zone_h_ptr, zone_c_ptr,
     out_ptr, hn_ptr, gates_ptr, cells_ptr, gh_ptr, m_ptr, sums_ptr,
     row, n, row_before, n_before, n_after, H, P, HEADS,
     MODE: tl.constexpr, GATES: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, FAST: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    MIXED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """gh = (h h_mask) w_hhT, and the cell of rnn_cell.py; a program takes all gates of BLOCK_M rows, BLOCK_N units.
 
+    before_ptr: `out`, or h0 where it has the rows of all; MIXED: of some.
     With sums_ptr gh (n, G H) is all it stores; with m_ptr h is still to be projected, and m (n, H) stored instead.
     """
     pid_m = tl.program_id(1)
@@ -53,7 +54,7 @@ def _rnn_step_fwd_kernel(
     mask = mask_b & mask_n
     offs_k = tl.arange(0, BLOCK_K).to(tl.int64)
 
-    h_ptrs = before(out_ptr, h0_ptr, offs_b, row_before, n_before, P)
+    start = (row_before + offs_b) * P
     w_ptrs = w_ptr + offs_n * slice_ + offs_k[:, None]  # (BLOCK_K, BLOCK_N) of the first gate
     step_g = tl.full([], H, tl.int64) * slice_
     gh0 = tl.zeros((BLOCK_M, BLOCK_N), ACC)
@@ -64,7 +65,13 @@ def _rnn_step_fwd_kernel(
         offs_h = head * slice_ + k + offs_k[None, :]
         mask_k = k + offs_k < slice_
         mask_h = mask_b & mask_k[None, :]
-        h = tl.load(h_ptrs + offs_h, mask=mask_h, other=0.0)
+        if MIXED:
+            known = offs_b < n_before
+            first = tl.load(h0_ptr + offs_b * P + offs_h, mask=mask_h & (offs_b >= n_before), other=0.0)
+            h = tl.load(before_ptr + start + offs_h, mask=mask_h & known, other=0.0)
+            h = tl.where(known, h, first)
+        else:
+            h = tl.load(before_ptr + start + offs_h, mask=mask_h, other=0.0)
         if h_mask_ptr is not None:
             h_mask = load(h_mask_ptr, offs_b * P + offs_h, mask_h, ACC)
             h = narrow(widen(h, ACC) * h_mask, out_ptr.dtype.element_ty)
@@ -107,7 +114,7 @@ def _rnn_step_fwd_kernel(
     else:
         h = a
     if MODE == "gru" or zone_h_ptr is not None:
-        old = load(h_ptrs, offs_n, mask, ACC)
+        old = load_before(out_ptr, h0_ptr, offs_b, row_before, n_before, P, offs_n, mask, ACC)
         if MODE == "gru":
             h = h + b * (old - h)
         h = mix(zone_h_ptr, rows * H + offs_n, old, h, mask, ACC)
@@ -143,7 +150,7 @@ def _rnn_project_kernel(
     mask = mask_b & mask_n
     offs = (y_row + offs_b) * N + offs_n
     if zone_h_ptr is not None:
-        old = load(before(y_ptr, h0_ptr, offs_b, row_before, n_before, N), offs_n, mask, ACC)
+        old = load_before(y_ptr, h0_ptr, offs_b, row_before, n_before, N, offs_n, mask, ACC)
         acc = mix(zone_h_ptr, offs, old, acc, mask, ACC)
     store(y_ptr, offs, acc, mask)
     if hn_ptr is not None:
@@ -206,7 +213,7 @@ def _rnn_step_bwd_kernel(
         return
 
     if MODE == "lstm":
-        c = tl.load(before(cells_ptr, c0_ptr, offs_b, row_before, n_before, H) + offs_n, mask=mask, other=0.0)
+        c = load_before(cells_ptr, c0_ptr, offs_b, row_before, n_before, H, offs_n, mask, ACC)
         offs = rows * (4 * H) + offs_n
         if zone_c_ptr is None:
             cell = tl.load(cells_ptr + rows * H + offs_n, mask=mask, other=0.0)
@@ -225,7 +232,7 @@ def _rnn_step_bwd_kernel(
         )
         tl.store(dc_ptr + offs_h, dc + on_c, mask=mask)
     elif MODE == "gru":
-        h = load(before(out_ptr, h0_ptr, offs_b, row_before, n_before, P), offs_n, mask, ACC)
+        h = load_before(out_ptr, h0_ptr, offs_b, row_before, n_before, P, offs_n, mask, ACC)
         dr, dz, dn, straight = gru_bwd(
             gates_ptr, gh_ptr, b_hn_ptr, None, dgx_ptr, dh, h, rows, offs_n, mask, mask_n, H, ACC
         )
