@@ -52,14 +52,21 @@ def is_persistent(target, dtype, H, w_hr, backward):
     return H <= 64 or (roomy and H <= 128)
 
 
-def persistent_tile(target, H):
+def _registers(target):
+    """All that a thread may have: left alone, ptxas spills to keep two programs on a multiprocessor."""
+    return {"maxnreg": 255} if target.backend == "cuda" else {}
+
+
+def persistent_tile(target, H, backward):
     """16 sequences a program, the least that a tensor core's product takes. Not yet measured on a device."""
-    options = {"BLOCK_M": 16, "BLOCK_H": max(16, triton.next_power_of_2(H)), "num_warps": 8, "num_stages": 1}
-    if target.backend == "hip":
-        options["num_warps"] = 4
-    elif target.backend == "cuda":
-        options["maxnreg"] = 255  # left alone, ptxas spills to keep two programs on a multiprocessor
-    return options
+    num_warps = 4 if target.backend == "hip" else 8
+    tile = {
+        "BLOCK_M": 16,
+        "BLOCK_H": max(16, triton.next_power_of_2(H)),
+        "num_warps": num_warps,
+        "num_stages": 1,
+    }
+    return tile if backward else tile | _registers(target)  # with them the backward hoists w_hh, and spills
 
 
 def step_tile(target, dtype, n, width):
@@ -67,19 +74,23 @@ def step_tile(target, dtype, n, width):
     that of reading w_hh once, by as many programs as there are. Not yet measured on a device."""
     if target.backend == "interpreter":
         return {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "num_warps": 4, "num_stages": 1}
-    # without tensor cores 64 rows spill: four gates' sums, and operands in registers
-    block_m = min(max(16, triton.next_power_of_2(n)), 64 if dtype.itemsize == 2 else 32)
+    # 64 rows of four gates spill where operands are in registers: without tensor cores, and on sm_80
+    tall = dtype.itemsize == 2 and not 0 < target.arch < 90
+    block_m = min(max(16, triton.next_power_of_2(n)), 64 if tall else 32)
     programs = triton.cdiv(n, block_m) * triton.cdiv(width, 32)
-    block_n = 32 if programs >= target.num_sms else 16
+    block_n = 32 if programs >= target.num_sms and dtype.itemsize < 8 else 16
     block_k = {2: 64, 4: 32, 8: 16}[dtype.itemsize]
     stages = 2 if target.backend == "hip" else 3
-    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": 4, "num_stages": stages}
+    tile = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": 4, "num_stages": stages}
+    return tile | _registers(target)
 
 
-def rows_tile(target, H):
+def rows_tile(target, dtype, H):
     """A row a program, in walks of up to 1024 units. Not yet measured on a device."""
-    widest = 16 if target.backend == "interpreter" else 1024
-    return {"BLOCK_M": 1, "BLOCK_N": min(triton.next_power_of_2(H), widest), "num_warps": 4}
+    widest = 16 if target.backend == "interpreter" else 256 if dtype.itemsize == 8 else 1024
+    return {"BLOCK_M": 1, "BLOCK_N": min(triton.next_power_of_2(H), widest), "num_warps": 4} | _registers(
+        target
+    )
 
 
 def _common(t, mode):
@@ -121,7 +132,7 @@ def rnn_fwd(
     if is_persistent(target, gx.dtype, H, w_hr, False):
         cn = empty(B, H, when=lstm)
         starts, lengths = _packed(batch_sizes, R, B, gx.device)
-        options = persistent_tile(target, H)
+        options = persistent_tile(target, H, False)
         with launch_on(gx):
             _rnn_persistent_fwd_kernel[(triton.cdiv(B, options["BLOCK_M"]),)](
                 c0_ptr=c0, w_ptr=w_hh, ln_weight_ptr=ln_weight, ln_cell_ptr=ln_cell, h_mask_ptr=h_mask,
@@ -151,7 +162,7 @@ def rnn_fwd(
                 HEADS=heads, PRECISION=precision, MIXED=mixed, **now, **shared, **options,
             )  # fmt: skip
             if by_rows:
-                options = rows_tile(target, H)
+                options = rows_tile(target, out.dtype, H)
                 _rnn_rows_fwd_kernel[(triton.cdiv(step.n, options["BLOCK_M"]),)](
                     sums_ptr=sums, ln_weight_ptr=ln_weight, ln_cell_ptr=ln_cell, rstd_ptr=rstd, eps=eps, **now,
                     **shared, **options,
@@ -196,7 +207,7 @@ def _recurrence(
         dc0 = empty(B, H, when=lstm)
         dh_new = empty(R, H, when=need_dh_new)
         starts, lengths = _packed(batch_sizes, R, B, out.device)
-        options = persistent_tile(target, H)
+        options = persistent_tile(target, H, True)
         with launch_on(out):
             _rnn_persistent_bwd_kernel[(triton.cdiv(B, options["BLOCK_M"]),)](
                 dout_ptr=dout, dhn_ptr=dhn, dcn_ptr=dcn, c0_ptr=c0, w_ptr=w_hh, ln_weight_ptr=ln_weight,
@@ -245,7 +256,7 @@ def _recurrence(
             if by_rows and step.n:
                 if w_hr is not None:
                     _project(dh_new, step.row, w_hr.t(), dm, 0, step, target, precision)
-                options = rows_tile(target, H)
+                options = rows_tile(target, out.dtype, H)
                 del now["row_after"], now["n_after"]
                 _rnn_rows_bwd_kernel[(triton.cdiv(step.n, options["BLOCK_M"]),)](
                     dm_ptr=dh_new if dm is None else dm, ln_weight_ptr=ln_weight, ln_cell_ptr=ln_cell,
