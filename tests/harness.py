@@ -99,11 +99,17 @@ class OpSuite:
         if "layout" in names:
             metafunc.parametrize("layout", LAYOUTS)
 
+    @staticmethod
+    def takes(case, backend):
+        """Whether a backend's kernels serve a case, where some serve less than others."""
+        return True
+
     @classmethod
     def pairs(cls):
         """Every case on every backend; one skipped test, with its reason, for a backend that is not here."""
         for backend in cls.backends:
-            cases = cls.cases if kz.backends()[backend].available else cls.cases[:1]
+            cases = [case for case in cls.cases if cls.takes(case, backend)]
+            cases = cases if kz.backends()[backend].available else cases[:1]
             interpreted = backend == "triton" and not GPU
             for i, case in enumerate(case for case in cases if not (interpreted and case.large)):
                 marks = pytest.mark.slow if interpreted and i >= INTERPRETED else ()

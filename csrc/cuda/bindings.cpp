@@ -1,11 +1,5 @@
 // kernelzoo._cuda: raw pointers, sizes and a stream in, launches out. The GIL is released in every launch.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <cstdint>
-#include <map>
-#include <string>
-
+#include "bind.h"
 #include "launch.h"
 #include "math.cuh"
 
@@ -74,4 +68,5 @@ PYBIND11_MODULE(_cuda, m) {
           kz::softmax_bwd(ptr(dy), ptr(y), ptr(dx), outer, n, inner, log, Dtype(dtype), {device, stream});
         },
         Call());
+  bind_rnn(m);
 }

@@ -170,9 +170,9 @@ void for_dtype(Dtype dtype, F f) {
 
 inline bool aligned16(const void* ptr) { return reinterpret_cast<uintptr_t>(ptr) % 16 == 0; }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+KZ_FN int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-inline int pow2_ceil(int64_t n, int most) {
+KZ_FN int pow2_ceil(int64_t n, int most) {
   int p = 1;
   while (p < n && p < most) p *= 2;
   return p;

@@ -19,7 +19,8 @@ SOURCES = Path(__file__).parents[2] / "csrc" / "cuda"
 ARCHS = {"sm_80": "compute_80", "sm_90a": "compute_90a", "sm_100": "compute_100"}
 # 64 registers leave 4 blocks of 256 threads a multiprocessor: with 64 bytes a thread in flight, 64 KB, twice
 # what an H200's bandwidth times its latency asks for. Rows of softmax hold more, in blocks of 128.
-MOST_REGISTERS = {"act": 64, "bias_act": 64, "softmax": 128}
+# A block of rnn has a multiprocessor to itself.
+MOST_REGISTERS = {"act": 64, "bias_act": 64, "softmax": 128, "rnn": 255}
 MOST_REGISTERS_FP64 = 128
 
 
@@ -46,7 +47,7 @@ def kernel_name(mangled):
     if not found:
         return None
     dtype = {"13__nv_bfloat16": "bf16", "6__half": "fp16", "f": "fp32", "d": "fp64"}[found[2]]
-    return re.sub(r"^.*?(act_|bias_|softmax_|sum_)", r"\1", found[1]), dtype, int(found[3] or 1)
+    return re.sub(r"^.*?(act_|bias_|softmax_|sum_|rnn_)", r"\1", found[1]), dtype, int(found[3] or 1)
 
 
 def resources(binary):
@@ -70,18 +71,25 @@ def check_resources(binary, archs):
     heavy = []
     for row in found:
         op, dtype, _ = row[1]
-        most = MOST_REGISTERS_FP64 if dtype == "fp64" else MOST_REGISTERS.get(op.rpartition("_")[0], 128)
+        most = MOST_REGISTERS.get(op.rpartition("_")[0], 128)
+        if dtype == "fp64":
+            most = max(most, MOST_REGISTERS_FP64)
         if row[2] > most:
             heavy.append((*row, most))
     assert not heavy, f"(arch, kernel, registers, stack, allowed): {heavy}"
 
 
 def check_vector_accesses(binary, arch, ops):
-    """Kernels of more than one element a thread load and store 16 bytes at a time."""
+    """Kernels of more than one element a thread load and store 16 bytes at a time; rnn's are products, in 16 bits on
+    tensor cores."""
     seen = set()
     for body in dump(binary, "--dump-sass", "-arch", arch).split("Function : ")[1:]:
         kernel = kernel_name(body.partition("\n")[0])
-        if kernel and kernel[2] > 1:
+        if kernel and kernel[0].startswith("rnn_"):
+            seen.add(kernel[0])
+            assert "LDG.E.128" in body, f"{arch} {kernel}: no 16-byte load"
+            assert ("HMMA" in body) == (kernel[1] in ("bf16", "fp16")), f"{arch} {kernel}: tensor cores"
+        elif kernel and kernel[2] > 1:
             seen.add(kernel[0])
             assert "LDG.E.128" in body, f"{arch} {kernel}: no 16-byte load"
             assert "STG.E.128" in body, f"{arch} {kernel}: no 16-byte store"
@@ -92,6 +100,7 @@ OPS = {
     "activation": {"act_fwd", "act_bwd"},
     "linear": {"bias_act_fwd", "bias_act_bwd"},
     "softmax": {"softmax_rows_fwd", "softmax_rows_bwd"},
+    "rnn": {"rnn_fwd", "rnn_bwd"},
 }
 
 

@@ -85,6 +85,11 @@ class TestRNN(OpSuite):
     call = staticmethod(call)
     reference = staticmethod(formula)
     backends = HERE
+
+    @staticmethod
+    def takes(case, backend):
+        return backend != "cuda" or not {"proj", "norm", "heads"} & set(case.id.split("-"))
+
     cases = (
         case("lstm", "proj", "peephole", "norm", "h_mask", "zone", sizes=[3, 2, 1]),
         case("gru", "norm", "zone", "reverse", sizes=[3, 2]),
@@ -467,3 +472,16 @@ def test_no_sequences():
     assert hn.shape == cn.shape == (0, 4)
     (grad,) = torch.autograd.grad(y.sum(), w_ih)
     assert torch.equal(grad, torch.zeros_like(grad))
+
+
+def test_what_cuda_leaves_to_others():
+    for options, served in (
+        ((), True),
+        (("zone", "peephole", "h_mask"), True),
+        (("norm",), False),
+        (("heads",), False),
+    ):
+        tensors, options = case("lstm", *options).make(torch.Generator().manual_seed(5))
+        args = (*tensors, *options.values(), 1e-5)
+        assert (RNNFunction.unserved_by("cuda", *args) is None) == served
+        assert RNNFunction.unserved_by("triton", *args) is None

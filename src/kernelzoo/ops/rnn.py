@@ -159,6 +159,13 @@ class RNNFunction(KernelFunction):
         return _torchs_own(*args) if own else cls.formula(*args)
 
     @staticmethod
+    def unserved_by(backend, *args):
+        w_hr, ln_weight, ln_cell, heads = args[7], args[9], args[10], args[17]
+        if backend != "cuda" or (w_hr is None and ln_weight is None and ln_cell is None and heads == 1):
+            return None
+        return "its recurrent kernels take no projection, no layer norm and no heads; Triton's do"
+
+    @staticmethod
     def forward(ctx, x, w_ih, bias, *rest):
         *rest, backend = rest
         gx = x if w_ih is None else _project(x, w_ih, bias, backend)

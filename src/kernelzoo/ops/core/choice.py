@@ -221,12 +221,13 @@ def choose(op, tensors, args):
     if unserved is None and not op.mixed and len({t.dtype for t in tensors if t.is_floating_point()}) > 1:
         unserved = "dtypes differ"  # autocast leaves float64 as it is
     if chosen != "auto":
-        if reason := unserved or cannot_serve(chosen, op.module, tensor.device.type, tensor.dtype):
+        reason = unserved or cannot_serve(chosen, op.module, tensor.device.type, tensor.dtype)
+        if reason := reason or op.unserved_by(chosen, *args):
             raise BackendUnavailable(f"{op.label(*args)}: backend {chosen!r} was asked for, but {reason}")
         return chosen, "asked for"
     name = automatic(op.module, tensor.device.type, tensor.dtype)
     if name is None:
         return "torch", f"no kernel for {tensor.dtype} on {tensor.device.type}"
-    if reason := unserved or op.rule(*args):
+    if reason := unserved or op.unserved_by(name, *args) or op.rule(*args):
         return "torch", reason
     return name, f"first of {', '.join(ORDER[tensor.device.type])} that is here"

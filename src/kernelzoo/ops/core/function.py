@@ -41,7 +41,8 @@ class KernelFunction:
       them are saved, `_by_formula(ctx, *grads)`: the backward as a differentiable function;
     - `autocast(*args)`: the dtype that floating arguments get under torch.autocast, or None;
     - `mixed = True` where its launchers take floating tensors of different dtypes;
-    - `unserved(*args)`: why no kernel of any backend takes these arguments, or None;
+    - `unserved(*args)`: why no kernel of any backend takes these arguments, or None; `unserved_by(backend, *args)`:
+      why this backend's kernels do not, where they serve less than others';
     - `torch_call(*args)`: what runs where no kernel does: the formula, or torch's own call where it has one,
 
     and is called by `call(*args)`, tensors first, of which the first is floating and decides device and dtype.
@@ -65,6 +66,10 @@ class KernelFunction:
 
     @staticmethod
     def unserved(*args):
+        return None
+
+    @staticmethod
+    def unserved_by(backend, *args):
         return None
 
     @classmethod
