@@ -39,7 +39,8 @@ def is_persistent(target, dtype, H, w_hr, backward):
     """Whether all steps go in one launch, w_hh held by each program. Not yet measured on a device.
 
     The widths are those that compile without spills (tests/aot): at 128 units w_hh takes 136 KB of shared memory, and
-    the backward, which has dgx of four gates beside it, spills; float64 spills at 32. Few units is the point of it:
+    the backward, which has dgx of four gates beside it, spills, on sm_80, sm_100 and sm_120 at 64 already; float64
+    spills at 32. Few units is the point of it:
     one multiprocessor does for its sequences what all of them would do together.
     """
     if w_hr is not None:
@@ -48,7 +49,9 @@ def is_persistent(target, dtype, H, w_hr, backward):
         return H <= 4
     if dtype == torch.float64:
         return False
-    roomy = dtype.itemsize == 2 and not backward and target.shared_memory >= 150 << 10
+    if backward:
+        return H <= 32 or (H <= 64 and (target.backend == "hip" or target.arch == 90))
+    roomy = dtype.itemsize == 2 and target.shared_memory >= 150 << 10
     return H <= 64 or (roomy and H <= 128)
 
 
@@ -74,8 +77,8 @@ def step_tile(target, dtype, n, width):
     that of reading w_hh once, by as many programs as there are. Not yet measured on a device."""
     if target.backend == "interpreter":
         return {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "num_warps": 4, "num_stages": 1}
-    # 64 rows of four gates spill where operands are in registers: without tensor cores, and on sm_80
-    tall = dtype.itemsize == 2 and not 0 < target.arch < 90
+    # 64 rows of four gates spill where operands are in registers: without tensor cores, on sm_80 and on sm_120
+    tall = dtype.itemsize == 2 and (target.backend == "hip" or 90 <= target.arch < 120)
     block_m = min(max(16, triton.next_power_of_2(n)), 64 if tall else 32)
     programs = triton.cdiv(n, block_m) * triton.cdiv(width, 32)
     block_n = 32 if programs >= target.num_sms and dtype.itemsize < 8 else 16
