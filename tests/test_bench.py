@@ -63,10 +63,10 @@ def test_a_wrong_gradient_is_caught():
 def test_rounds_turn():
     order = []
     rounds = core.Rounds({name: (lambda name=name: order.append(name) or 1.0) for name in "abc"})
-    for _ in range(3):
+    for _ in range(6):
         rounds.turn()
-    assert "".join(order) == "abcbcacab"
-    assert rounds.seconds == {"a": [1.0] * 3, "b": [1.0] * 3, "c": [1.0] * 3}
+    assert "".join(order) == "abcacbcabcbabcabac"
+    assert rounds.seconds == {"a": [1.0] * 6, "b": [1.0] * 6, "c": [1.0] * 6}
 
 
 @pytest.mark.skipif(core.GPU, reason="the device's allocator keeps this count itself")

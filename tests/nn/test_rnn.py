@@ -417,6 +417,7 @@ def test_small_layers_are_torchs_own():
         (small, x, True),
         (small, packed, False),
         (large, x, False),
+        (large, torch.randn(3, kz.ops.rnn.MANY_SEQUENCES, I), True),
         (nn.LSTM(I, H, peephole=True), x, False),
         (nn.GRU(I, H), x, False),
         (nn.LSTM(I, H).bfloat16(), x.bfloat16(), False),

@@ -129,7 +129,9 @@ class _Layers:
             getattr(self, name, value) != value for name, value in OPTIONS
         ):
             return False
-        return x.is_cpu and ops.torch_serves_layers(self.mode.lower(), x, self.hidden_size, batch_sizes)
+        return x.is_cpu and ops.torch_serves_layers(
+            self.mode.lower(), x, x.size(1), self.hidden_size, batch_sizes
+        )
 
     def _layer(self, x, layer, batch_sizes, states, ended):
         """The output of a layer's directions side by side; their final states are appended to `ended`."""

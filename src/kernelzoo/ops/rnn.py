@@ -115,15 +115,17 @@ def _project_bwd(dz, x, w, need_dx, need_dw, need_db, backend):
 
 # Cells. "auto" on a CPU, float32, C++ over torch's LSTM (oneDNN) on 2 cores, a training step and inference: 1.04 and
 # 0.98 (T 10, B 4, H 32), 1.40 and 0.72 (T 50, B 1, H 64), 0.88 and 0.88 (T 50, B 16, H 128). GRU and RNN, of which
-# torch calls every step, 1.3 to 2.1 and 0.9 to 1.6 at those sizes.
+# torch calls every step, 1.3 to 2.1 and 0.9 to 1.6 at those sizes. Sequences: a training step at T 256, H 512 0.88
+# (B 16) and 1.15 (B 1).
 SMALL_LSTM = 128
-TORCHS_BEST = "a small LSTM is torch's own on a CPU"
+MANY_SEQUENCES = 8
+TORCHS_BEST = "a small LSTM, or one of many sequences, is torch's own on a CPU"
 
 
-def _small_lstm(x, H, batch_sizes):
+def _torchs_lstm(x, B, H, batch_sizes):
     if torch.compiler.is_compiling() or batch_sizes is not None:
         return False
-    return x.is_cpu and x.dtype == torch.float32 and H <= SMALL_LSTM
+    return x.is_cpu and x.dtype == torch.float32 and (H <= SMALL_LSTM or B >= MANY_SEQUENCES)
 
 
 class RNNFunction(KernelFunction):
@@ -150,8 +152,8 @@ class RNNFunction(KernelFunction):
 
     @staticmethod
     def rule(x, w_ih, bias, h0, c0, w_hh, *rest):
-        small = c0 is not None and _small_lstm(x, c0.size(1), rest[8])
-        return TORCHS_BEST if small and _plain(x, w_ih, bias, h0, c0, w_hh, *rest) else None
+        torchs = c0 is not None and _torchs_lstm(x, *c0.shape, rest[8])
+        return TORCHS_BEST if torchs and _plain(x, w_ih, bias, h0, c0, w_hh, *rest) else None
 
     @classmethod
     def torch_call(cls, *args):
@@ -210,11 +212,11 @@ def _plain(x, w_ih, bias, h0, c0, w_hh, b_hn, w_hr, peephole, ln_weight, ln_cell
 TORCHS = {"lstm": torch.lstm, "gru": torch.gru, "rnn_tanh": torch.rnn_tanh, "rnn_relu": torch.rnn_relu}
 
 
-def torch_serves_layers(mode, x, H, batch_sizes):
+def torch_serves_layers(mode, x, B, H, batch_sizes):
     """Whether "auto" leaves layers without options to torch's own call for all of them, and a line in the trace."""
     if choice.state.chosen != "auto" or transform():
         return False
-    reason = TORCHS_BEST if mode == "lstm" and _small_lstm(x, H, batch_sizes) else None
+    reason = TORCHS_BEST if mode == "lstm" and _torchs_lstm(x, B, H, batch_sizes) else None
     if choice.automatic("rnn", x.device.type, x.dtype) is None:
         reason = f"no kernel for {x.dtype} on {x.device.type}"
     if reason:
