@@ -1,4 +1,4 @@
-"""One training step of a GPT-2 of 6 layers: forward, loss, backward, clipped AdamW."""
+"""One training step of a GPT-2 of 6 layers: forward, loss, backward, clipped AdamW of each one's own namespace."""
 
 import copy
 import functools
@@ -6,7 +6,7 @@ import functools
 import pytest
 import torch
 
-from kernelzoo import zoo
+from kernelzoo import optim, zoo
 
 from .core import DEVICE, GPU, Case, Problem, Target
 
@@ -22,10 +22,10 @@ def _model(nn=None):
     return zoo.create("gpt2", **SHAPE, **DROPOUT, nn=nn).to(DEVICE)
 
 
-def _step(model, tokens, precision, forward=None):
+def _step(model, tokens, precision, forward=None, optim=torch.optim):
     """One step on a copy of the model; its first call's results are those of the initial weights."""
     model = copy.deepcopy(model).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = optim.AdamW(model.parameters(), lr=1e-4)
     forward = forward(model) if forward else model
     kept = [p for p in model.parameters() if p.ndim == 2][:3]
 
@@ -47,7 +47,7 @@ def _build(precision):
     vocabulary = ours.options["vocab_size"]
     tokens = torch.randint(vocabulary, (BATCH, n), generator=torch.Generator().manual_seed(2)).to(DEVICE)
     steps = {
-        "ours": _step(ours, tokens, precision),
+        "ours": _step(ours, tokens, precision, optim=optim),
         "eager": _step(theirs, tokens, precision),
         "compile": _step(theirs, tokens, precision, torch.compile),
     }

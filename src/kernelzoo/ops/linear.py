@@ -43,9 +43,11 @@ linear_act_bwd = define(
 
 # "auto" on a CPU, fp32, forward and backward together, C++ over eager on 2 cores: with fewer outputs than SMALL a
 # call's fixed cost is not won back (64x128->256: 0.6 to 0.7; 256x784->512: 0.92 to 0.98; 512x512->1024: 1.0 to 1.4).
-# Without AMX a bfloat16 product takes so long (0.4 TFLOP/s on 2 cores) that what surrounds it does not show, and
-# torch's own gelu is as good: 0.95 to 0.99 of eager's speed at 4096x256->256 to 2048x768->3072.
+# Without AMX a bfloat16 product takes so long (0.4 TFLOP/s on 2 cores) that what surrounds it does not show where
+# torch's own activation is as good: 0.94 to 1.03 of eager's speed at 2048x384->1536, but for these of SLOW_BF16, whose
+# torch kernels are slow: gelu_tanh 1.08, silu 1.06, softplus 1.06, mish 1.52.
 SMALL = 1 << 19
+SLOW_BF16 = ("gelu_tanh", "silu", "softplus", "mish")
 # On a GPU nothing has been measured yet. In 16 bits the epilogue saves a read and a write of the outputs, or three of
 # them in the backward: from here on more than the 20 us that a call costs the host at 4.8 TB/s.
 SMALL_GPU = 1 << 24
@@ -86,7 +88,7 @@ class LinearAct(KernelFunction):
             return "few outputs on a GPU" if few else None
         if below(x.numel() * weight.size(0), SMALL * weight.size(1)):
             return "few outputs on a CPU"
-        if x.dtype == torch.bfloat16 and not has_amx():
+        if x.dtype == torch.bfloat16 and act.name not in SLOW_BF16 and not has_amx():
             return "bfloat16 on a CPU without AMX"
         return None
 

@@ -1,6 +1,11 @@
-"""Mirror of torch.optim: torch's own object for every name."""
+"""Mirror of torch.optim: Adam and AdamW take torch's fused kernel unless told otherwise, and torch's own object for
+every other name."""
 
 import torch.optim as _torch
+
+from .adam import Adam, AdamW
+
+__all__ = ["Adam", "AdamW"]
 
 
 def __getattr__(name):
@@ -8,4 +13,4 @@ def __getattr__(name):
 
 
 def __dir__():
-    return dir(_torch)
+    return sorted({*__all__, *dir(_torch)})
