@@ -1,0 +1,366 @@
+// Channels that are normalised over a batch: batch_norm and instance_norm, of planes and of rows.
+//
+// Everything runs on pieces of at most BLOCK elements, which lie in L1 between the steps; z = bn(x) + residual is
+// computed anew in the backward, by the very steps of the forward, so that it has the same sign.
+#include "../batch_norm.h"
+
+#include "../kernels.h"
+#include "begin.h"
+
+#include "../moments.h"
+
+// What there is one of a channel: the same for a whole plane, or one for each element of a row.
+template <class T>
+struct Same {
+  T value;
+  T operator[](int64_t) const { return value; }
+  Same operator+(int64_t) const { return *this; }
+};
+
+template <class P>
+struct Channel {
+  P mean, scale, shift, g_mean, x_factor;
+  Channel operator+(int64_t j) const { return {mean + j, scale + j, shift + j, g_mean + j, x_factor + j}; }
+};
+
+template <class T>
+inline Channel<Same<T>> channel_of(const BatchNorm& a, int64_t unit) {
+  const auto read = [unit](const void* p) { return Same<T>{p ? static_cast<const T*>(p)[unit] : T(0)}; };
+  return {read(a.mean), read(a.scale), read(a.shift), read(a.g_mean), read(a.x_factor)};
+}
+
+template <class T>
+inline Channel<const T*> channels_of(const BatchNorm& a, int64_t instance) {
+  // the forward has neither g_mean nor x_factor, and reads neither
+  const auto read = [&](const void* p) { return static_cast<const T*>(p ? p : a.mean) + instance * a.C; };
+  return {read(a.mean), read(a.scale), read(a.shift), read(a.g_mean), read(a.x_factor)};
+}
+
+// `runs` runs of `run` elements, `stride` apart, the first at `at`; in all rows * n <= BLOCK elements, which are rows
+// of n channels, or one row of a plane's.
+struct Piece {
+  int64_t at, run, runs, stride, rows, n;
+  int64_t size() const { return rows * n; }
+};
+
+template <class S, class T>
+inline const T* get(const void* memory, const Piece& p, T* buffer) {
+  const S* s = static_cast<const S*>(memory) + p.at;
+  if (p.runs == 1) return loaded(s, buffer, p.run);
+  for (int64_t r = 0; r < p.runs; ++r) load(s + r * p.stride, buffer + r * p.run, p.run);
+  return buffer;
+}
+
+// Where to compute what is to be put into memory: there, or in the buffer.
+template <class S, class T>
+inline T* place(void* memory, const Piece& p, T* buffer) {
+  if constexpr (sizeof(S) == sizeof(T)) {
+    if (p.runs == 1) return static_cast<S*>(memory) + p.at;
+  }
+  return buffer;
+}
+
+template <class S, class T>
+inline void put(const T* values, void* memory, const Piece& p) {
+  S* s = static_cast<S*>(memory) + p.at;
+  if (sizeof(S) == sizeof(T) && p.runs == 1) return;
+  for (int64_t r = 0; r < p.runs; ++r) store(values + r * p.run, s + r * p.stride, p.run);
+}
+
+enum Kind { NONE, RELU };
+
+// z = (x - mean) scale + shift + r, or relu of it.
+template <int KIND, class P, class T>
+inline void normalise(const T* x, const T* r, T* z, const Piece& p, const Channel<P>& c) {
+  for (int64_t row = 0; row < p.rows; ++row, x += p.n, z += p.n) {
+    if (r) {
+#pragma omp simd
+      for (int64_t j = 0; j < p.n; ++j) {
+        const T value = (x[j] - c.mean[j]) * c.scale[j] + c.shift[j] + r[j];
+        z[j] = KIND == RELU ? acts::relu::value(value, T(0), T(0)) : value;
+      }
+      r += p.n;
+    } else {
+#pragma omp simd
+      for (int64_t j = 0; j < p.n; ++j) {
+        const T value = (x[j] - c.mean[j]) * c.scale[j] + c.shift[j];
+        z[j] = KIND == RELU ? acts::relu::value(value, T(0), T(0)) : value;
+      }
+    }
+  }
+}
+
+template <class S, class P, class T>
+void forward(const BatchNorm& a, const Piece& p, const Channel<P>& c) {
+  T buffer[2][BLOCK];
+  const T* x = get<S>(a.x, p, buffer[0]);
+  const T* r = a.residual ? get<S>(a.residual, p, buffer[1]) : nullptr;
+  T* y = place<S>(a.y, p, buffer[0]);
+  if (a.act == ACT_relu) {
+    normalise<RELU>(x, r, y, p, c);
+  } else {
+    normalise<NONE>(x, r, y, p, c);
+    if (a.act != ACT_none) a.value(a.act, y, y, p.size(), a.p0, a.p1);
+  }
+  put<S>(y, a.y, p);
+}
+
+// g = dy where z > 0 by relu's own comparison, z computed anew.
+template <class P, class T>
+inline void relu_grad(const T* dy, const T* x, T* g, const Piece& p, const Channel<P>& c) {
+  for (int64_t row = 0; row < p.rows; ++row, x += p.n, dy += p.n, g += p.n) {
+#pragma omp simd
+    for (int64_t j = 0; j < p.n; ++j)
+      g[j] = acts::relu::grad(dy[j], (x[j] - c.mean[j]) * c.scale[j] + c.shift[j], T(0), T(0));
+  }
+}
+
+// g = dy act'(z): dy itself, or in `buffer`; written to dr where there is one, and as it was rounded there.
+template <class S, class P, class T>
+inline const T* incoming(const BatchNorm& a, const Piece& p, const Channel<P>& c, const T* x, T* buffer, T* other) {
+  const T* dy = get<S>(a.dy, p, buffer);
+  if (a.act == ACT_none) return dy;
+  T* g = a.dr ? place<S>(a.dr, p, buffer) : buffer;
+  if (a.from_output) {
+    const T* y = get<S>(a.saved, p, other);
+    if (a.act == ACT_relu) {
+#pragma omp simd
+      for (int64_t j = 0; j < p.size(); ++j) g[j] = acts::relu::grad(dy[j], y[j], T(0), T(0));
+    } else {
+      a.grad(a.act, dy, y, g, p.size(), a.p0, a.p1);
+    }
+  } else if (a.act == ACT_relu && !a.saved) {
+    relu_grad(dy, x, g, p, c);
+  } else {
+    const T* r = a.saved ? get<S>(a.saved, p, other) : nullptr;
+    normalise<NONE>(x, r, other, p, c);
+    if (a.act == ACT_sigmoid || a.act == ACT_tanh) a.value(a.act, other, other, p.size(), a.p0, a.p1);
+    a.grad(a.act, dy, other, g, p.size(), a.p0, a.p1);
+  }
+  if (a.dr) {
+    put<S>(g, a.dr, p);
+    if constexpr (sizeof(S) != sizeof(T)) get<S>(a.dr, p, g);
+  }
+  return g;
+}
+
+template <class S, class P, class T>
+void backward(const BatchNorm& a, const Piece& p, const Channel<P>& c) {
+  T buffer[3][BLOCK];
+  const T* x = get<S>(a.x, p, buffer[0]);
+  const T* g = incoming<S>(a, p, c, x, buffer[1], buffer[2]);
+  if (!a.dx) return;
+  T* dx = place<S>(a.dx, p, buffer[2]);
+  T* to = dx;
+  for (int64_t row = 0; row < p.rows; ++row, x += p.n, g += p.n, to += p.n) {
+    if (a.training) {
+#pragma omp simd
+      for (int64_t j = 0; j < p.n; ++j) to[j] = c.scale[j] * (g[j] - c.g_mean[j] - (x[j] - c.mean[j]) * c.x_factor[j]);
+    } else {
+#pragma omp simd
+      for (int64_t j = 0; j < p.n; ++j) to[j] = c.scale[j] * g[j];
+    }
+  }
+  put<S>(dx, a.dx, p);
+}
+
+// ---- planes
+
+// Calls piece(Piece) for planes first ... last - 1 of a unit; short ones are taken together.
+template <class F>
+inline void planes(const BatchNorm& a, int64_t unit, int64_t first, int64_t last, F piece) {
+  const int64_t together = a.L >= BLOCK ? 1 : BLOCK / a.L, stride = a.C * a.L;
+  const int64_t start = (unit / a.C * a.N * a.C + unit % a.C) * a.L;
+  for (int64_t n = first; n < last; n += together) {
+    const int64_t runs = last - n < together ? last - n : together;
+    for (int64_t l = 0; l < a.L; l += BLOCK) {
+      const int64_t run = a.L - l < BLOCK ? a.L - l : BLOCK;
+      piece(Piece{start + n * stride + l, run, runs, stride, 1, runs * run});
+    }
+  }
+}
+
+template <class S, class T>
+void unit_moments(const BatchNorm& a, int64_t unit, double* mean_out, double* var) {
+  double mean = 0, squares = 0;
+  int64_t count = 0;
+  planes(a, unit, 0, a.N, [&](const Piece& p) {
+    T buffer[BLOCK];
+    const Moments found = moments(get<S>(a.x, p, buffer), p.n, true);
+    const double delta = found.mean - mean, share = double(p.n) / double(count + p.n);
+    mean += count ? delta * share : delta;
+    squares += found.squares * p.n + (count ? delta * delta * share * count : 0);
+    count += p.n;
+  });
+  *mean_out = mean;
+  *var = squares / count;
+}
+
+template <class S, class T>
+void unit_fwd(const BatchNorm& a, int64_t unit, int64_t first, int64_t last) {
+  const auto c = channel_of<T>(a, unit);
+  planes(a, unit, first, last, [&](const Piece& p) { forward<S, Same<T>, T>(a, p, c); });
+}
+
+template <class S, class T>
+void unit_sums(const BatchNorm& a, int64_t unit, double* g_out, double* gx_out) {
+  const auto c = channel_of<T>(a, unit);
+  double g_total = 0, gx_total = 0;
+  planes(a, unit, 0, a.N, [&](const Piece& p) {
+    T buffer[3][BLOCK], g_sum, gx_sum;
+    const T* x = get<S>(a.x, p, buffer[0]);
+    const T* g = incoming<S>(a, p, c, x, buffer[1], buffer[2]);
+    share(g, x, p.n, c.mean.value, T(1), &g_sum, &gx_sum);
+    g_total += g_sum;
+    gx_total += gx_sum;
+  });
+  *g_out = g_total;
+  *gx_out = gx_total;
+}
+
+template <class S, class T>
+void unit_bwd(const BatchNorm& a, int64_t unit, int64_t first, int64_t last) {
+  const auto c = channel_of<T>(a, unit);
+  planes(a, unit, first, last, [&](const Piece& p) { backward<S, Same<T>, T>(a, p, c); });
+}
+
+// ---- rows
+
+// Calls piece(Piece, first column) for rows first ... last - 1.
+template <class F>
+inline void rows(const BatchNorm& a, int64_t first, int64_t last, F piece) {
+  const int64_t C = a.C, together = C >= BLOCK ? 1 : BLOCK / C;
+  for (int64_t r = first; r < last; r += together) {
+    const int64_t m = last - r < together ? last - r : together;
+    for (int64_t j = 0; j < C; j += BLOCK) {
+      const int64_t n = C - j < BLOCK ? C - j : BLOCK;
+      piece(Piece{r * C + j, m * n, 1, 0, m, n}, j);
+    }
+  }
+}
+
+// Calls body(vector of columns j, how many of them there are) for n columns.
+template <class T, class F>
+inline void columns(int64_t n, F body) {
+  constexpr int64_t W = Lanes<T>::W;
+  for (int64_t j = 0; j < n; j += W) body(j, n - j < W ? n - j : W);
+}
+
+// The first `count` lanes of v from memory; a whole vector in one load.
+template <class T>
+inline void read(const T* p, int64_t count, typename Lanes<T>::V& v) {
+  if (count == Lanes<T>::W)
+    std::memcpy(&v, p, sizeof v);
+  else
+    std::memcpy(&v, p, count * sizeof(T));
+}
+
+// The moments of a block of m rows, in two reads of it, joined to those of the `before` rows before it.
+template <class T>
+inline void join_moments(const T* x, int64_t m, int64_t C, int64_t before, double* mean, double* squares) {
+  using V = typename Lanes<T>::V;
+  const double share = double(m) / double(before + m);
+  columns<T>(C, [&](int64_t j, int64_t count) {
+    V v = {}, sum[2] = {};
+    for (int64_t r = 0; r < m; ++r) {
+      read(x + r * C + j, count, v);
+      sum[r & 1] += v;
+    }
+    const V pivot = (sum[0] + sum[1]) / T(m);
+    V off[2] = {}, about[2] = {};
+    for (int64_t r = 0; r < m; ++r) {
+      read(x + r * C + j, count, v);
+      off[r & 1] += v - pivot;
+      about[r & 1] += (v - pivot) * (v - pivot);
+    }
+    const V rest = (off[0] + off[1]) / T(m), found = off[0] + off[1];
+    const V total = about[0] + about[1];
+    for (int64_t l = 0; l < count; ++l) {
+      const double block = double(pivot[l]) + rest[l], delta = block - mean[j + l];
+      squares[j + l] += double(total[l]) - double(found[l]) * rest[l] + delta * delta * share * before;
+      mean[j + l] += before ? delta * share : delta;
+    }
+  });
+}
+
+template <class S, class T>
+void rows_moments(const BatchNorm& a, int64_t first, int64_t last, double* mean, double* squares, void* scratch) {
+  const int64_t C = a.C, together = batch_norm_rows(C);
+  std::memset(mean, 0, C * sizeof(double));
+  std::memset(squares, 0, C * sizeof(double));
+  for (int64_t r = first; r < last; r += together) {
+    const int64_t m = last - r < together ? last - r : together;
+    const T* x = loaded(static_cast<const S*>(a.x) + r * C, static_cast<T*>(scratch), m * C);
+    join_moments(x, m, C, r - first, mean, squares);
+  }
+}
+
+template <class S, class T>
+void rows_fwd(const BatchNorm& a, int64_t first, int64_t last) {
+  const auto c = channels_of<T>(a, first / a.N);
+  rows(a, first, last, [&](const Piece& p, int64_t j) { forward<S, const T*, T>(a, p, c + j); });
+}
+
+// Rows whose sums are added up in T before they join a stripe's in double.
+constexpr int64_t FLUSHED = 32;
+
+template <class S, class T>
+void rows_sums(const BatchNorm& a, int64_t first, int64_t last, double* g_out, double* gx_out, void* scratch) {
+  using V = typename Lanes<T>::V;
+  const auto c = channels_of<T>(a, first / a.N);
+  const int64_t C = a.C;
+  T* g_sum = static_cast<T*>(scratch);
+  T* gx_sum = g_sum + C;
+  std::memset(g_sum, 0, 2 * C * sizeof(T));
+  std::memset(g_out, 0, C * sizeof(double));
+  std::memset(gx_out, 0, C * sizeof(double));
+  int64_t waiting = 0;
+  rows(a, first, last, [&](const Piece& p, int64_t column) {
+    T buffer[3][BLOCK];
+    const T* x = get<S>(a.x, p, buffer[0]);
+    const T* g = incoming<S>(a, p, c + column, x, buffer[1], buffer[2]);
+    columns<T>(p.n, [&](int64_t j, int64_t count) {
+      V mean = {}, d = {}, v = {}, sum[2] = {}, x_sum[2] = {};
+      read(c.mean + column + j, count, mean);
+      read(g_sum + column + j, count, sum[0]);
+      read(gx_sum + column + j, count, x_sum[0]);
+      for (int64_t r = 0; r < p.rows; ++r) {
+        read(g + r * p.n + j, count, d);
+        read(x + r * p.n + j, count, v);
+        sum[r & 1] += d;
+        x_sum[r & 1] += d * (v - mean);
+      }
+      sum[0] += sum[1];
+      x_sum[0] += x_sum[1];
+      std::memcpy(g_sum + column + j, &sum[0], count * sizeof(T));
+      std::memcpy(gx_sum + column + j, &x_sum[0], count * sizeof(T));
+    });
+    if (column + p.n < C) return;
+    waiting += p.rows;
+    if (waiting < FLUSHED && p.at + p.run < last * C) return;
+#pragma omp simd
+    for (int64_t j = 0; j < C; ++j) {
+      g_out[j] += g_sum[j];
+      gx_out[j] += gx_sum[j];
+    }
+    std::memset(g_sum, 0, 2 * C * sizeof(T));
+    waiting = 0;
+  });
+}
+
+template <class S, class T>
+void rows_bwd(const BatchNorm& a, int64_t first, int64_t last) {
+  const auto c = channels_of<T>(a, first / a.N);
+  rows(a, first, last, [&](const Piece& p, int64_t j) { backward<S, const T*, T>(a, p, c + j); });
+}
+
+template <class S, class T>
+constexpr BatchNormKernels kernels() {
+  return {unit_moments<S, T>, unit_fwd<S, T>, unit_sums<S, T>, unit_bwd<S, T>,
+          rows_moments<S, T>, rows_fwd<S, T>, rows_sums<S, T>, rows_bwd<S, T>};
+}
+
+const BatchNormKernels BATCH_NORMS[DTYPES] = {kernels<double, double>(), kernels<float, float>(),
+                                              kernels<Bf16, float>(), kernels<Fp16, float>()};
+
+KERNELZOO_EXPORT(BatchNormKernels, batch_norm, BATCH_NORMS)
