@@ -221,7 +221,7 @@ def _sums_kernel(dtype, planes, act, saved_is):
 
 
 @functools.cache
-def _bwd_kernel(dtype, planes, act, saved_is, training, need_dx, need_dr):
+def _bwd_kernel(dtype, planes, act, saved_is, training, need_dr):
     store_t, f, load, store = STORAGE[dtype]
     incoming = _incoming(f, act, saved_is)
     rounded = act + "_grad" in ROUNDED_LAMBD
@@ -261,8 +261,7 @@ def _bwd_kernel(dtype, planes, act, saved_is, training, need_dx, need_dr):
                     g = incoming(load(dy_ptr[i]), x, saved, mean, scale, shift, p0, p1)
                     if need_dr:
                         dr_ptr[i] = store(g)
-                    if need_dx:
-                        dx_ptr[i] = store(result(g, x, mean, scale, g_mean, x_factor))
+                    dx_ptr[i] = store(result(g, x, mean, scale, g_mean, x_factor))
             else:
                 one = unit // N * C
                 for j in range(C):
@@ -272,9 +271,8 @@ def _bwd_kernel(dtype, planes, act, saved_is, training, need_dx, need_dr):
                     g = incoming(load(dy_ptr[i]), x, saved, mean, scale, shift_ptr[c], p0, p1)
                     if need_dr:
                         dr_ptr[i] = store(g)
-                    if need_dx:
-                        g_mean, x_factor = (g_ptr[c], x_factor_ptr[c]) if training else (f(0), f(0))
-                        dx_ptr[i] = store(result(g, x, mean, scale, g_mean, x_factor))
+                    g_mean, x_factor = (g_ptr[c], x_factor_ptr[c]) if training else (f(0), f(0))
+                    dx_ptr[i] = store(result(g, x, mean, scale, g_mean, x_factor))
 
     return _batch_norm_bwd_kernel
 
@@ -362,7 +360,9 @@ def batch_norm_bwd(
     if training and need_dx:
         g_mean, x_factor = (t.to(mean.dtype) for t in (sum_g / count, sum_gx / count * rstd))
     training = training and need_dx
-    table = addresses(dy, x, saved, *channels, g_mean, x_factor, dx, dr)
-    build = _bwd_kernel(x.dtype, L > 1, act, _saved_is(saved, from_output), training, need_dx, need_dr)
+    # a dx that nobody asked for costs less than a kernel compiled without it
+    to = torch.empty_like(x) if dx is None else dx
+    table = addresses(dy, x, saved, *channels, g_mean, x_factor, to, dr)
+    build = _bwd_kernel(x.dtype, L > 1, act, _saved_is(saved, from_output), training, need_dr)
     launch(build, I * N * C if L > 1 else I * N, x.numel(), (table.data_ptr(), N, C, L), p0, p1)
     return dx, dr, dw, db

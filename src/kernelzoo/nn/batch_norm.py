@@ -91,8 +91,8 @@ class SyncBatchNorm(torch.nn.SyncBatchNorm):
 
     @classmethod
     def convert_sync_batchnorm(cls, module, process_group=None):
-        """Every BatchNorm of a model, torch's and kernelzoo's (with its act), as a kernelzoo SyncBatchNorm over the same
-        parameters and buffers. torch.nn.SyncBatchNorm.convert_sync_batchnorm would drop the act."""
+        """Every BatchNorm of a model, torch's and kernelzoo's (with its act), as a kernelzoo SyncBatchNorm over the
+        same parameters and buffers. torch.nn.SyncBatchNorm.convert_sync_batchnorm would drop the act."""
         converted = module
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             more = {} if not module.affine or module.bias is not None else {"bias": False}

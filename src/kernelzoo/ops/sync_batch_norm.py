@@ -1,10 +1,10 @@
 """Batch normalisation over the batches of all processes of a group: batch_norm's kernels, with what each process
 counts and sums exchanged between them.
 
-Forward: every process gives its count, mean and variance (2 C + 1 numbers), and joins all of them (Chan, Golub, LeVeque:
-Updating formulae and a pairwise algorithm for computing sample variances, 1979). Backward: Σ g and Σ g x̂ are added up
-(2 C numbers); dw and db stay each process's own, which DistributedDataParallel adds up. A process without a sample
-takes part in both.
+Forward: every process gives its count, mean and variance (2 C + 1 numbers), and joins all of them (Chan, Golub,
+LeVeque: Updating formulae and a pairwise algorithm for computing sample variances, 1979). Backward: Σ g and Σ g x̂ are
+added up (2 C numbers); dw and db stay each process's own, which DistributedDataParallel adds up. A process without a
+sample takes part in both.
 """
 
 import torch
