@@ -172,6 +172,8 @@ class BatchNormFunction(KernelFunction):
 
     @staticmethod
     def backward(ctx, dy, *_):
+        if dy is None:  # nobody used y
+            return None, None, None, None
         x, weight, bias, saved, mean, var = ctx.saved_tensors
         need_dx, need_dw, need_db, need_dr = ctx.needs_input_grad[:4]
         same = ctx.act.name == "none"  # dr is dy
@@ -185,9 +187,15 @@ class BatchNormFunction(KernelFunction):
 
     @classmethod
     def _by_formula(cls, ctx, dy, *_):
+        if dy is None:
+            return [None] * 4
         x, weight, bias, saved, mean, var = ctx.saved_tensors
         need_dx, need_dw, need_db, need_dr = ctx.needs_input_grad[:4]
         x, weight, bias = (None if t is None else t.view_as(t) for t in (x, weight, bias))
+        if (
+            weight is None and bias is not None
+        ):  # torch's own second derivative leaves out Σ dy without a weight
+            weight = torch.ones_like(bias)
         act, residual = ctx.act.twice(), None
         if ctx.from_output:  # the residual itself is not here, nor needed
             dy, act = DEFINITIONS[act.name].from_output(dy, saved, *act.params), IDENTITY
