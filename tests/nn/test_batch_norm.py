@@ -126,32 +126,35 @@ def share(rank):
 
 
 def one_process():
+    """The model before the step; and after it, with y and x's gradient."""
     model, (x, dy) = block(), batch()
+    before = copy.deepcopy(model)
     x.requires_grad_()
     y = model(x)
     (y * dy).sum().backward()
-    return model, y.detach(), x.grad
+    return before, model, y.detach(), x.grad
 
 
-def assert_one_process_of_two(rank, wrap=lambda model: model, averaged=1.0, backend="auto"):
-    whole, y_whole, dx_whole = one_process()
-    model, (x, dy) = nn.SyncBatchNorm.convert_sync_batchnorm(block()), batch()
-    assert isinstance(model[1], nn.SyncBatchNorm)
-    assert isinstance(model[3], nn.SyncBatchNorm)
+def assert_one_process_of_two(rank, before, whole, y_whole, dx_whole, wrap=None):
+    model, (x, dy) = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(before)), batch()
+    assert "SyncBatchNorm(5, eps=1e-05" in repr(model[1])
     assert model[1].act == "relu"
+    assert model[1].state_dict().keys() == before[1].state_dict().keys()
     part = x[share(rank)].requires_grad_()
-    with kz.backend(backend):
-        y = wrap(model)(part)
-        (y * dy[share(rank)]).sum().backward()
+    wrapped = wrap(model) if wrap else model  # DDP's hooks live as long as it does
+    y = wrapped(part)
+    (y * dy[share(rank)]).sum().backward()
     torch.testing.assert_close(y.detach(), y_whole[share(rank)])
     torch.testing.assert_close(part.grad, dx_whole[share(rank)])
     for name, buffer in model.named_buffers():
         torch.testing.assert_close(buffer, whole.get_buffer(name))
     for name, parameter in model.named_parameters():
         grad = parameter.grad.clone()
-        if averaged == 1.0:  # nobody has added them up
+        if wrap:  # DDP's gradients are the mean over the processes
+            grad *= 2
+        else:
             dist.all_reduce(grad)
-        torch.testing.assert_close(grad / averaged, whole.get_parameter(name).grad)
+        torch.testing.assert_close(grad, whole.get_parameter(name).grad)
 
 
 @gloo
@@ -162,11 +165,14 @@ def test_two_threads_as_one(backend):
         pytest.skip(kz.backends()[backend].reason)
     from torch.testing._internal.common_distributed import spawn_threads_and_init_comms
 
+    expected = one_process()
+
     @spawn_threads_and_init_comms(world_size=2)
     def run(self):
-        assert_one_process_of_two(dist.get_rank(), backend=backend)
+        assert_one_process_of_two(dist.get_rank(), *expected)
 
-    run(None)
+    with kz.backend(backend):
+        run(None)
 
 
 @gloo
@@ -193,8 +199,7 @@ def test_a_process_without_a_sample():
 
 def _process(rank, path):
     dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
-    wrap = torch.nn.parallel.DistributedDataParallel
-    assert_one_process_of_two(rank, wrap, averaged=0.5)  # DDP's gradients are the mean over the processes
+    assert_one_process_of_two(rank, *one_process(), wrap=torch.nn.parallel.DistributedDataParallel)
     dist.destroy_process_group()
 
 

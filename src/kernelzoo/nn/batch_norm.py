@@ -8,6 +8,8 @@ from ..ops.activation import parse
 from ..ops.batch_norm import batch_norm, instance_norm
 from ..ops.sync_batch_norm import sync_batch_norm
 
+_BatchNormBase = torch.nn.modules.batchnorm._BatchNorm
+
 
 class _Fused:
     """The constructor's extra: act, None or an activation as in `kernelzoo.functional.batch_norm`. It has no entry in
@@ -60,25 +62,24 @@ class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
     """torch.nn.BatchNorm3d, with f(bn(x) + residual) in one: `act` and forward's `residual`."""
 
 
-class SyncBatchNorm(torch.nn.SyncBatchNorm):
-    """torch.nn.SyncBatchNorm, with f(bn(x) + residual) in one, and on a CPU too (gloo)."""
-
+class _Synchronised(_Fused):
     def __init__(
         self, num_features, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True, process_group=None,
         device=None, dtype=None, *, bias=True, act=None,
     ):  # fmt: skip
         parse("SyncBatchNorm", act)
         more = {} if bias else {"bias": False}
-        super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, process_group, device, dtype, **more
+        _BatchNormBase.__init__(
+            self, num_features, eps, momentum, affine, track_running_stats, device, dtype, **more
         )
-        self.act = act
+        self.process_group, self.act = process_group, act
 
-    extra_repr = _Fused.extra_repr
+    def _check_input_dim(self, input):
+        torch.nn.SyncBatchNorm._check_input_dim(self, input)
+        torch.nn.SyncBatchNorm._check_non_zero_input_channels(self, input)
 
     def forward(self, input, residual=None):
         self._check_input_dim(input)
-        self._check_non_zero_input_channels(input)
         mean, var, own, share = _statistics(self)
         extras = {"act": self.act, "residual": residual}
         if own and self.training and dist.is_available() and dist.is_initialized():
@@ -89,14 +90,21 @@ class SyncBatchNorm(torch.nn.SyncBatchNorm):
                 )
         return batch_norm(input, mean, var, self.weight, self.bias, own, share, self.eps, **extras)
 
+
+class SyncBatchNorm(_Synchronised, torch.nn.SyncBatchNorm):
+    """torch.nn.SyncBatchNorm, with f(bn(x) + residual) in one: `act` and forward's `residual`. It serves a CPU too
+    (gloo), where DistributedDataParallel refuses torch's class and its subclasses: see `convert_sync_batchnorm`."""
+
     @classmethod
     def convert_sync_batchnorm(cls, module, process_group=None):
         """Every BatchNorm of a model, torch's and kernelzoo's (with its act), as a kernelzoo SyncBatchNorm over the
-        same parameters and buffers. torch.nn.SyncBatchNorm.convert_sync_batchnorm would drop the act."""
+        same parameters and buffers; on a machine without an accelerator as one that is no subclass of torch's, which
+        DistributedDataParallel takes. torch.nn.SyncBatchNorm.convert_sync_batchnorm would drop the act."""
         converted = module
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, _BatchNormBase):
             more = {} if not module.affine or module.bias is not None else {"bias": False}
-            converted = cls(
+            kind = cls if torch.accelerator.is_available() else SyncBatchNormOnCPU
+            converted = kind(
                 module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats,
                 process_group, act=getattr(module, "act", None), **more,
             )  # fmt: skip
@@ -110,6 +118,14 @@ class SyncBatchNorm(torch.nn.SyncBatchNorm):
         for name, child in module.named_children():
             converted.add_module(name, cls.convert_sync_batchnorm(child, process_group))
         return converted
+
+
+class SyncBatchNormOnCPU(_Synchronised, _BatchNormBase):
+    """`SyncBatchNorm` where there is no accelerator: DistributedDataParallel raises for every torch.nn.SyncBatchNorm
+    on a CPU, whatever its forward can do."""
+
+    def _get_name(self):
+        return "SyncBatchNorm"
 
 
 class _InstanceNorm(_Fused):
