@@ -95,20 +95,48 @@ void striped(const BatchNorm& a, int64_t stripes, F function) {
   }
 }
 
-// Moments of a unit from its stripes', in order.
-void joined(const BatchNorm& a, int64_t unit, const double* mean, const double* squares, int64_t stripes, int acc) {
-  const int64_t m = ceil_div(a.N, stripes), i = unit / a.C, c = unit % a.C;
-  double total = 0, about = 0;
-  for (int64_t s = 0, count = 0; s < stripes; ++s) {
-    const int64_t rows = std::min(a.N, (s + 1) * m) - std::min(a.N, s * m), at = (i * stripes + s) * a.C + c;
+// Channels whose stripes are joined together: a stripe's lie side by side.
+constexpr int64_t TOGETHER = 64;
+
+// function(first unit, how many, offset of its first stripe) for tiles of an instance's channels, inside a parallel
+// region.
+template <class F>
+void tiled(const BatchNorm& a, int64_t stripes, F function) {
+  const int64_t tiles = ceil_div(a.C, TOGETHER);
+#pragma omp for schedule(static)
+  for (int64_t t = 0; t < a.I * tiles; ++t) {
+    const int64_t i = t / tiles, c = t % tiles * TOGETHER;
+    function(i * a.C + c, std::min(TOGETHER, a.C - c), i * stripes * a.C + c);
+  }
+}
+
+// Moments of n <= TOGETHER units from their stripes', in order.
+void join(const BatchNorm& a, int64_t unit, int64_t n, const double* mean, const double* squares, int64_t stripes,
+          int acc) {
+  const int64_t m = ceil_div(a.N, stripes);
+  double total[TOGETHER] = {}, about[TOGETHER] = {};
+  for (int64_t s = 0, count = 0; s < stripes; ++s, mean += a.C, squares += a.C) {
+    const int64_t rows = std::min(a.N, (s + 1) * m) - std::min(a.N, s * m);
     if (!rows) continue;
-    const double delta = mean[at] - total, share = double(rows) / double(count + rows);
-    total += count ? delta * share : delta;
-    about += squares[at] + (count ? delta * delta * share * count : 0);
+    const double share = double(rows) / double(count + rows), cross = share * count;
+    for (int64_t c = 0; c < n; ++c) {
+      const double delta = mean[c] - total[c];
+      total[c] += delta * share;
+      about[c] += squares[c] + delta * delta * cross;
+    }
     count += rows;
   }
-  set(a.mean, acc, unit, total);
-  set(a.var, acc, unit, about / a.N);
+  for (int64_t c = 0; c < n; ++c) {
+    set(a.mean, acc, unit + c, total[c]);
+    set(a.var, acc, unit + c, about[c] / a.N);
+  }
+}
+
+// Sums of n <= TOGETHER columns over their stripes, in order.
+void add_up(const double* partial, int64_t C, int64_t n, int64_t stripes, double* total) {
+  std::fill_n(total, n, 0.0);
+  for (int64_t s = 0; s < stripes; ++s, partial += C)
+    for (int64_t c = 0; c < n; ++c) total[c] += partial[c];
 }
 
 }  // namespace
@@ -139,12 +167,12 @@ void batch_norm_fwd(int dtype, int w_dtype, BatchNorm a, const void* w, const vo
         striped(a, stripes, [&](int64_t first, int64_t last, int64_t t) {
           k.rows_moments(a, first, last, partial + t * a.C, squares + t * a.C, scratch.get());
         });
+        tiled(a, stripes, [&](int64_t u, int64_t n, int64_t at) {
+          join(a, u, n, partial + at, squares + at, stripes, channels.acc);
+        });
       }
 #pragma omp for schedule(static)
-      for (int64_t u = 0; u < units; ++u) {
-        if (!given) joined(a, u, partial, squares, stripes, channels.acc);
-        channels.normalising(a, u);
-      }
+      for (int64_t u = 0; u < units; ++u) channels.normalising(a, u);
     }
     if (a.y && !fused)
       elementwise(a, [&](int64_t u, int64_t first, int64_t last) { k.unit_fwd(a, u, first, last); },
@@ -186,19 +214,17 @@ void batch_norm_bwd(int dtype, int w_dtype, BatchNorm a, const void* w, const vo
         striped(a, stripes, [&](int64_t first, int64_t last, int64_t t) {
           k.rows_sums(a, first, last, partial + t * a.C, x_partial + t * a.C, scratch.get());
         });
-#pragma omp for schedule(static)
-        for (int64_t u = 0; u < units; ++u) {
-          double g = 0, gx = 0;
-          for (int64_t s = 0; s < stripes; ++s) {
-            const int64_t at = (u / a.C * stripes + s) * a.C + u % a.C;
-            g += partial[at];
-            gx += x_partial[at];
+        tiled(a, stripes, [&](int64_t u, int64_t n, int64_t at) {
+          double g[TOGETHER], gx[TOGETHER];
+          add_up(partial + at, a.C, n, stripes, g);
+          add_up(x_partial + at, a.C, n, stripes, gx);
+          for (int64_t c = 0; c < n; ++c) {
+            gx[c] *= channels.rstd(a, u + c);
+            set(sum_g, acc, u + c, g[c]);
+            set(sum_gx, acc, u + c, gx[c]);
+            channels.differentiating(a, u + c, g[c], gx[c], count);
           }
-          gx *= channels.rstd(a, u);
-          set(sum_g, acc, u, g);
-          set(sum_gx, acc, u, gx);
-          channels.differentiating(a, u, g, gx, count);
-        }
+        });
       }
     } else if (sum_g) {
 #pragma omp for schedule(static)

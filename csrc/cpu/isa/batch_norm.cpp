@@ -239,46 +239,72 @@ inline void rows(const BatchNorm& a, int64_t first, int64_t last, F piece) {
   }
 }
 
-// Calls body(vector of columns j, how many of them there are) for n columns.
+// How many lanes of a vector are columns: all of them, known to the compiler, or those that are left.
+template <class T>
+struct Whole {
+  static constexpr int64_t count = Lanes<T>::W;
+};
+struct Part {
+  int64_t count;
+};
+
+// Calls body(first column, lanes) for n columns.
 template <class T, class F>
 inline void columns(int64_t n, F body) {
   constexpr int64_t W = Lanes<T>::W;
-  for (int64_t j = 0; j < n; j += W) body(j, n - j < W ? n - j : W);
+  int64_t j = 0;
+  for (; j + W <= n; j += W) body(j, Whole<T>{});
+  if (j < n) body(j, Part{n - j});
 }
 
-// The first `count` lanes of v from memory; a whole vector in one load.
-template <class T>
-inline void read(const T* p, int64_t count, typename Lanes<T>::V& v) {
-  if (count == Lanes<T>::W)
-    std::memcpy(&v, p, sizeof v);
-  else
-    std::memcpy(&v, p, count * sizeof(T));
+// Calls body(row, sum) for n rows, with two sums in turn: an addition need not wait for the one before it.
+template <class Sum, class F>
+inline void alternating(int64_t n, Sum& even, Sum& odd, F body) {
+  int64_t r = 0;
+  for (; r + 2 <= n; r += 2) {
+    body(r, even);
+    body(r + 1, odd);
+  }
+  if (r < n) body(r, even);
 }
+#define INLINED __attribute__((always_inline))
+
+template <class T>
+struct ColumnSums {
+  typename Lanes<T>::V first, second;
+};
 
 // The moments of a block of m rows, in two reads of it, joined to those of the `before` rows before it.
 template <class T>
 inline void join_moments(const T* x, int64_t m, int64_t C, int64_t before, double* mean, double* squares) {
   using V = typename Lanes<T>::V;
-  const double share = double(m) / double(before + m);
-  columns<T>(C, [&](int64_t j, int64_t count) {
-    V v = {}, sum[2] = {};
-    for (int64_t r = 0; r < m; ++r) {
-      read(x + r * C + j, count, v);
-      sum[r & 1] += v;
-    }
-    const V pivot = (sum[0] + sum[1]) / T(m);
-    V off[2] = {}, about[2] = {};
-    for (int64_t r = 0; r < m; ++r) {
-      read(x + r * C + j, count, v);
-      off[r & 1] += v - pivot;
-      about[r & 1] += (v - pivot) * (v - pivot);
-    }
-    const V rest = (off[0] + off[1]) / T(m), found = off[0] + off[1];
-    const V total = about[0] + about[1];
-    for (int64_t l = 0; l < count; ++l) {
-      const double block = double(pivot[l]) + rest[l], delta = block - mean[j + l];
-      squares[j + l] += double(total[l]) - double(found[l]) * rest[l] + delta * delta * share * before;
-      mean[j + l] += before ? delta * share : delta;
+  const double share = double(m) / double(before + m), cross = share * before;
+  columns<T>(C, [&](int64_t j, auto lanes) INLINED {
+    ColumnSums<T> even = {}, odd = {};
+    alternating(m, even, odd, [&](int64_t r, ColumnSums<T>& to) INLINED {
+      V v = {};
+      std::memcpy(&v, x + r * C + j, lanes.count * sizeof(T));
+      to.first += v;
+    });
+    const V pivot = (even.first + odd.first) / T(m);
+    even = odd = ColumnSums<T>{};
+    alternating(m, even, odd, [&](int64_t r, ColumnSums<T>& to) INLINED {
+      V v = {};
+      std::memcpy(&v, x + r * C + j, lanes.count * sizeof(T));
+      v -= pivot;
+      to.first += v;
+      to.second += v * v;
+    });
+    const V rest = (even.first + odd.first) / T(m), square = even.second + odd.second;
+    T pivots[Lanes<T>::W], rests[Lanes<T>::W], found[Lanes<T>::W];
+    std::memcpy(pivots, &pivot, sizeof pivot);
+    std::memcpy(rests, &rest, sizeof rest);
+    std::memcpy(found, &square, sizeof square);
+#pragma omp simd
+    for (int64_t l = 0; l < lanes.count; ++l) {
+      const double delta = double(pivots[l]) + rests[l] - mean[j + l];
+      squares[j + l] += found[l] - double(rests[l]) * rests[l] * m + delta * delta * cross;
+      mean[j + l] += delta * share;
     }
   });
 }
@@ -319,21 +345,24 @@ void rows_sums(const BatchNorm& a, int64_t first, int64_t last, double* g_out, d
     T buffer[3][BLOCK];
     const T* x = get<S>(a.x, p, buffer[0]);
     const T* g = incoming<S>(a, p, c + column, x, buffer[1], buffer[2]);
-    columns<T>(p.n, [&](int64_t j, int64_t count) {
-      V mean = {}, d = {}, v = {}, sum[2] = {}, x_sum[2] = {};
-      read(c.mean + column + j, count, mean);
-      read(g_sum + column + j, count, sum[0]);
-      read(gx_sum + column + j, count, x_sum[0]);
-      for (int64_t r = 0; r < p.rows; ++r) {
-        read(g + r * p.n + j, count, d);
-        read(x + r * p.n + j, count, v);
-        sum[r & 1] += d;
-        x_sum[r & 1] += d * (v - mean);
-      }
-      sum[0] += sum[1];
-      x_sum[0] += x_sum[1];
-      std::memcpy(g_sum + column + j, &sum[0], count * sizeof(T));
-      std::memcpy(gx_sum + column + j, &x_sum[0], count * sizeof(T));
+    columns<T>(p.n, [&](int64_t j, auto lanes) INLINED {
+      const int64_t bytes = lanes.count * sizeof(T);
+      V mean = {};
+      ColumnSums<T> even = {}, odd = {};
+      std::memcpy(&mean, c.mean + column + j, bytes);
+      std::memcpy(&even.first, g_sum + column + j, bytes);
+      std::memcpy(&even.second, gx_sum + column + j, bytes);
+      alternating(p.rows, even, odd, [&](int64_t r, ColumnSums<T>& to) INLINED {
+        V d = {}, v = {};
+        std::memcpy(&d, g + r * p.n + j, bytes);
+        std::memcpy(&v, x + r * p.n + j, bytes);
+        to.first += d;
+        to.second += d * (v - mean);
+      });
+      even.first += odd.first;
+      even.second += odd.second;
+      std::memcpy(g_sum + column + j, &even.first, bytes);
+      std::memcpy(gx_sum + column + j, &even.second, bytes);
     });
     if (column + p.n < C) return;
     waiting += p.rows;
