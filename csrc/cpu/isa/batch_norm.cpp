@@ -239,69 +239,59 @@ inline void rows(const BatchNorm& a, int64_t first, int64_t last, F piece) {
   }
 }
 
-// How many lanes of a vector are columns: all of them, known to the compiler, or those that are left.
-template <class T>
+// Columns side by side that are summed in registers: K vectors, each whole, or the columns that are left in one.
+template <class T, int K>
 struct Whole {
-  static constexpr int64_t count = Lanes<T>::W;
+  static constexpr int vectors = K;
+  static constexpr int64_t bytes = sizeof(typename Lanes<T>::V);
 };
 struct Part {
-  int64_t count;
+  static constexpr int vectors = 1;
+  int64_t bytes;
 };
 
-// Calls body(first column, lanes) for n columns.
+// Calls body(first column, columns) for n columns: four vectors at once, so that a row's lines are read in their order.
 template <class T, class F>
 inline void columns(int64_t n, F body) {
   constexpr int64_t W = Lanes<T>::W;
   int64_t j = 0;
-  for (; j + W <= n; j += W) body(j, Whole<T>{});
-  if (j < n) body(j, Part{n - j});
+  for (; j + 4 * W <= n; j += 4 * W) body(j, Whole<T, 4>{});
+  for (; j + W <= n; j += W) body(j, Whole<T, 1>{});
+  if (j < n) body(j, Part{(n - j) * int64_t(sizeof(T))});
 }
-
-// Calls body(row, sum) for n rows, with two sums in turn: an addition need not wait for the one before it.
-template <class Sum, class F>
-inline void alternating(int64_t n, Sum& even, Sum& odd, F body) {
-  int64_t r = 0;
-  for (; r + 2 <= n; r += 2) {
-    body(r, even);
-    body(r + 1, odd);
-  }
-  if (r < n) body(r, even);
-}
-#define INLINED __attribute__((always_inline))
-
-template <class T>
-struct ColumnSums {
-  typename Lanes<T>::V first, second;
-};
 
 // The moments of a block of m rows, in two reads of it, joined to those of the `before` rows before it.
 template <class T>
 inline void join_moments(const T* x, int64_t m, int64_t C, int64_t before, double* mean, double* squares) {
   using V = typename Lanes<T>::V;
+  constexpr int64_t W = Lanes<T>::W;
   const double share = double(m) / double(before + m), cross = share * before;
-  columns<T>(C, [&](int64_t j, auto lanes) INLINED {
-    ColumnSums<T> even = {}, odd = {};
-    alternating(m, even, odd, [&](int64_t r, ColumnSums<T>& to) INLINED {
-      V v = {};
-      std::memcpy(&v, x + r * C + j, lanes.count * sizeof(T));
-      to.first += v;
-    });
-    const V pivot = (even.first + odd.first) / T(m);
-    even = odd = ColumnSums<T>{};
-    alternating(m, even, odd, [&](int64_t r, ColumnSums<T>& to) INLINED {
-      V v = {};
-      std::memcpy(&v, x + r * C + j, lanes.count * sizeof(T));
-      v -= pivot;
-      to.first += v;
-      to.second += v * v;
-    });
-    const V rest = (even.first + odd.first) / T(m), square = even.second + odd.second;
-    T pivots[Lanes<T>::W], rests[Lanes<T>::W], found[Lanes<T>::W];
-    std::memcpy(pivots, &pivot, sizeof pivot);
-    std::memcpy(rests, &rest, sizeof rest);
-    std::memcpy(found, &square, sizeof square);
+  columns<T>(C, [&](int64_t j, auto some) __attribute__((always_inline)) {
+    constexpr int K = some.vectors;
+    V pivot[K] = {}, off[K] = {}, about[K] = {};
+    for (int64_t r = 0; r < m; ++r)
+      for (int k = 0; k < K; ++k) {
+        V v = {};
+        std::memcpy(&v, x + r * C + j + k * W, some.bytes);
+        pivot[k] += v;
+      }
+    for (int k = 0; k < K; ++k) pivot[k] /= T(m);
+    for (int64_t r = 0; r < m; ++r)
+      for (int k = 0; k < K; ++k) {
+        V v = {};
+        std::memcpy(&v, x + r * C + j + k * W, some.bytes);
+        v -= pivot[k];
+        off[k] += v;
+        about[k] += v * v;
+      }
+    for (int k = 0; k < K; ++k) off[k] /= T(m);
+    T pivots[K * W], rests[K * W], found[K * W];
+    std::memcpy(pivots, pivot, sizeof pivots);
+    std::memcpy(rests, off, sizeof rests);
+    std::memcpy(found, about, sizeof found);
+    const int64_t n = K * some.bytes / int64_t(sizeof(T));
 #pragma omp simd
-    for (int64_t l = 0; l < lanes.count; ++l) {
+    for (int64_t l = 0; l < n; ++l) {
       const double delta = double(pivots[l]) + rests[l] - mean[j + l];
       squares[j + l] += found[l] - double(rests[l]) * rests[l] * m + delta * delta * cross;
       mean[j + l] += delta * share;
@@ -333,6 +323,7 @@ constexpr int64_t FLUSHED = 32;
 template <class S, class T>
 void rows_sums(const BatchNorm& a, int64_t first, int64_t last, double* g_out, double* gx_out, void* scratch) {
   using V = typename Lanes<T>::V;
+  constexpr int64_t W = Lanes<T>::W;
   const auto c = channels_of<T>(a, first / a.N);
   const int64_t C = a.C;
   T* g_sum = static_cast<T*>(scratch);
@@ -345,24 +336,22 @@ void rows_sums(const BatchNorm& a, int64_t first, int64_t last, double* g_out, d
     T buffer[3][BLOCK];
     const T* x = get<S>(a.x, p, buffer[0]);
     const T* g = incoming<S>(a, p, c + column, x, buffer[1], buffer[2]);
-    columns<T>(p.n, [&](int64_t j, auto lanes) INLINED {
-      const int64_t bytes = lanes.count * sizeof(T);
-      V mean = {};
-      ColumnSums<T> even = {}, odd = {};
-      std::memcpy(&mean, c.mean + column + j, bytes);
-      std::memcpy(&even.first, g_sum + column + j, bytes);
-      std::memcpy(&even.second, gx_sum + column + j, bytes);
-      alternating(p.rows, even, odd, [&](int64_t r, ColumnSums<T>& to) INLINED {
-        V d = {}, v = {};
-        std::memcpy(&d, g + r * p.n + j, bytes);
-        std::memcpy(&v, x + r * p.n + j, bytes);
-        to.first += d;
-        to.second += d * (v - mean);
-      });
-      even.first += odd.first;
-      even.second += odd.second;
-      std::memcpy(g_sum + column + j, &even.first, bytes);
-      std::memcpy(gx_sum + column + j, &even.second, bytes);
+    columns<T>(p.n, [&](int64_t j, auto some) __attribute__((always_inline)) {
+      constexpr int K = some.vectors;
+      V mean[K] = {}, sum[K] = {}, x_sum[K] = {};
+      std::memcpy(mean, c.mean + column + j, K * some.bytes);
+      std::memcpy(sum, g_sum + column + j, K * some.bytes);
+      std::memcpy(x_sum, gx_sum + column + j, K * some.bytes);
+      for (int64_t r = 0; r < p.rows; ++r)
+        for (int k = 0; k < K; ++k) {
+          V d = {}, v = {};
+          std::memcpy(&d, g + r * p.n + j + k * W, some.bytes);
+          std::memcpy(&v, x + r * p.n + j + k * W, some.bytes);
+          sum[k] += d;
+          x_sum[k] += d * (v - mean[k]);
+        }
+      std::memcpy(g_sum + column + j, sum, K * some.bytes);
+      std::memcpy(gx_sum + column + j, x_sum, K * some.bytes);
     });
     if (column + p.n < C) return;
     waiting += p.rows;
