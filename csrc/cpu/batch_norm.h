@@ -8,6 +8,10 @@
 
 namespace kernelzoo {
 
+// Bytes of what a call reads and writes that no last-level cache of a few cores holds: a result that would be gone
+// before anyone reads it is streamed past the caches (16x64x56x56 + ReLU, forward and backward: 3.3 ms for 3.5).
+constexpr int64_t BATCH_STREAMED = 32 << 20;
+
 // Elements of rows whose moments are taken at once, and the fewest rows: they are read twice, the second time from a
 // near cache.
 constexpr int64_t BATCH_BLOCK = 4096, BATCH_ROWS = 16;
@@ -20,6 +24,7 @@ struct BatchNorm {
   double p0, p1;
   bool from_output;  // saved is y, from which act's derivative is had; else it is what was added
   bool training;     // the moments are x's own: its gradient passes through them
+  bool streamed;     // y, or dx, past the caches
   const void* x;        // S
   const void* residual; // S
   const void* saved;    // S

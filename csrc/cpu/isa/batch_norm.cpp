@@ -51,19 +51,35 @@ inline const T* get(const void* memory, const Piece& p, T* buffer) {
   return buffer;
 }
 
+// Whether a piece goes past the caches.
+template <class S>
+inline bool streamed(const BatchNorm& a, const void* memory, const Piece& p) {
+  return p.runs == 1 && streams(a.streamed, static_cast<const S*>(memory) + p.at, p.run * sizeof(S));
+}
+
 // Where to compute what is to be put into memory: there, or in the buffer.
 template <class S, class T>
-inline T* place(void* memory, const Piece& p, T* buffer) {
+inline T* place(const BatchNorm& a, void* memory, const Piece& p, T* buffer) {
   if constexpr (sizeof(S) == sizeof(T)) {
-    if (p.runs == 1) return static_cast<S*>(memory) + p.at;
+    if (p.runs == 1 && !streamed<S>(a, memory, p)) return static_cast<S*>(memory) + p.at;
   }
   return buffer;
 }
 
 template <class S, class T>
-inline void put(const T* values, void* memory, const Piece& p) {
+inline void put(const BatchNorm& a, const T* values, void* memory, const Piece& p) {
   S* s = static_cast<S*>(memory) + p.at;
-  if (sizeof(S) == sizeof(T) && p.runs == 1) return;
+  if (static_cast<const void*>(values) == s) return;
+  if (streamed<S>(a, memory, p)) {
+    if constexpr (sizeof(S) == sizeof(T)) {
+      stream(s, values, p.run * sizeof(S));
+    } else {
+      S narrow[BLOCK];
+      store(values, narrow, p.run);
+      stream(s, narrow, p.run * sizeof(S));
+    }
+    return;
+  }
   for (int64_t r = 0; r < p.runs; ++r) store(values + r * p.run, s + r * p.stride, p.run);
 }
 
@@ -95,73 +111,102 @@ void forward(const BatchNorm& a, const Piece& p, const Channel<P>& c) {
   T buffer[2][BLOCK];
   const T* x = get<S>(a.x, p, buffer[0]);
   const T* r = a.residual ? get<S>(a.residual, p, buffer[1]) : nullptr;
-  T* y = place<S>(a.y, p, buffer[0]);
+  T* y = place<S>(a, a.y, p, buffer[0]);
   if (a.act == ACT_relu) {
     normalise<RELU>(x, r, y, p, c);
   } else {
     normalise<NONE>(x, r, y, p, c);
     if (a.act != ACT_none) a.value(a.act, y, y, p.size(), a.p0, a.p1);
   }
-  put<S>(y, a.y, p);
+  put<S>(a, y, a.y, p);
 }
 
-// g = dy where z > 0 by relu's own comparison, z computed anew.
-template <class P, class T>
-inline void relu_grad(const T* dy, const T* x, T* g, const Piece& p, const Channel<P>& c) {
-  for (int64_t row = 0; row < p.rows; ++row, x += p.n, dy += p.n, g += p.n) {
-#pragma omp simd
-    for (int64_t j = 0; j < p.n; ++j)
-      g[j] = acts::relu::grad(dy[j], (x[j] - c.mean[j]) * c.scale[j] + c.shift[j], T(0), T(0));
-  }
+// How g = dy act'(z) is had: it is ready in memory; from dy, by relu's own comparison of z, computed anew, or of y.
+enum Incoming { READY, BY_Z, BY_Y };
+
+template <class S>
+inline Incoming incoming_of(const BatchNorm& a) {
+  if (a.act != ACT_relu || a.dr) return READY;
+  return a.from_output ? BY_Y : a.saved ? READY : BY_Z;
 }
 
-// g = dy act'(z): dy itself, or in `buffer`; written to dr where there is one, and as it was rounded there.
+// g, ready: dy itself, or in `buffer`; written to dr where there is one, and as it was rounded there.
 template <class S, class P, class T>
-inline const T* incoming(const BatchNorm& a, const Piece& p, const Channel<P>& c, const T* x, T* buffer, T* other) {
+inline const T* ready(const BatchNorm& a, const Piece& p, const Channel<P>& c, const T* x, T* buffer, T* other) {
   const T* dy = get<S>(a.dy, p, buffer);
   if (a.act == ACT_none) return dy;
-  T* g = a.dr ? place<S>(a.dr, p, buffer) : buffer;
+  T* g = buffer;
+  if constexpr (sizeof(S) == sizeof(T)) {
+    if (a.dr && p.runs == 1) g = static_cast<S*>(a.dr) + p.at;
+  }
   if (a.from_output) {
-    const T* y = get<S>(a.saved, p, other);
-    if (a.act == ACT_relu) {
-#pragma omp simd
-      for (int64_t j = 0; j < p.size(); ++j) g[j] = acts::relu::grad(dy[j], y[j], T(0), T(0));
-    } else {
-      a.grad(a.act, dy, y, g, p.size(), a.p0, a.p1);
-    }
-  } else if (a.act == ACT_relu && !a.saved) {
-    relu_grad(dy, x, g, p, c);
+    a.grad(a.act, dy, get<S>(a.saved, p, other), g, p.size(), a.p0, a.p1);
   } else {
     const T* r = a.saved ? get<S>(a.saved, p, other) : nullptr;
     normalise<NONE>(x, r, other, p, c);
     if (a.act == ACT_sigmoid || a.act == ACT_tanh) a.value(a.act, other, other, p.size(), a.p0, a.p1);
     a.grad(a.act, dy, other, g, p.size(), a.p0, a.p1);
   }
-  if (a.dr) {
-    put<S>(g, a.dr, p);
-    if constexpr (sizeof(S) != sizeof(T)) get<S>(a.dr, p, g);
+  if (a.dr && g == buffer) {
+    S* dr = static_cast<S*>(a.dr) + p.at;
+    for (int64_t r = 0; r < p.runs; ++r) store(g + r * p.run, dr + r * p.stride, p.run);
+    if constexpr (sizeof(S) != sizeof(T)) return get<S>(a.dr, p, g);
   }
   return g;
 }
 
-template <class S, class P, class T>
+// What g is computed of: dy and x, and y (BY_Y).
+template <class T>
+struct Terms {
+  const T *dy, *x, *y;
+  Terms operator+(int64_t j) const { return {dy + j, x + j, y + j}; }
+};
+
+template <int G, class S, class P, class T>
+inline Terms<T> terms(const BatchNorm& a, const Piece& p, const Channel<P>& c, T (*buffer)[BLOCK]) {
+  const T* x = get<S>(a.x, p, buffer[0]);
+  if (G == READY) return {ready<S>(a, p, c, x, buffer[1], buffer[2]), x, x};
+  const T* dy = get<S>(a.dy, p, buffer[1]);
+  return {dy, x, G == BY_Y ? get<S>(a.saved, p, buffer[2]) : x};
+}
+
+template <int G, class P, class T>
+inline T gradient(const Terms<T>& t, const Channel<P>& c, int64_t j) {
+  if (G == READY) return t.dy[j];
+  if (G == BY_Y) return acts::relu::grad(t.dy[j], t.y[j], T(0), T(0));
+  return acts::relu::grad(t.dy[j], (t.x[j] - c.mean[j]) * c.scale[j] + c.shift[j], T(0), T(0));
+}
+
+template <int G, class S, class P, class T>
 void backward(const BatchNorm& a, const Piece& p, const Channel<P>& c) {
   T buffer[3][BLOCK];
-  const T* x = get<S>(a.x, p, buffer[0]);
-  const T* g = incoming<S>(a, p, c, x, buffer[1], buffer[2]);
+  Terms<T> t = terms<G, S>(a, p, c, buffer);
   if (!a.dx) return;
-  T* dx = place<S>(a.dx, p, buffer[2]);
+  T* dx = place<S>(a, a.dx, p, buffer[G == READY ? 2 : 0]);
   T* to = dx;
-  for (int64_t row = 0; row < p.rows; ++row, x += p.n, g += p.n, to += p.n) {
+  for (int64_t row = 0; row < p.rows; ++row, t = t + p.n, to += p.n) {
     if (a.training) {
 #pragma omp simd
-      for (int64_t j = 0; j < p.n; ++j) to[j] = c.scale[j] * (g[j] - c.g_mean[j] - (x[j] - c.mean[j]) * c.x_factor[j]);
+      for (int64_t j = 0; j < p.n; ++j)
+        to[j] = c.scale[j] * (gradient<G>(t, c, j) - c.g_mean[j] - (t.x[j] - c.mean[j]) * c.x_factor[j]);
     } else {
 #pragma omp simd
-      for (int64_t j = 0; j < p.n; ++j) to[j] = c.scale[j] * g[j];
+      for (int64_t j = 0; j < p.n; ++j) to[j] = c.scale[j] * gradient<G>(t, c, j);
     }
   }
-  put<S>(dx, a.dx, p);
+  put<S>(a, dx, a.dx, p);
+}
+
+// Calls function(Incoming's value, known to the compiler).
+template <int G>
+struct Constant {
+  static constexpr int value = G;
+};
+template <class F>
+inline void with(Incoming g, F function) {
+  if (g == READY) function(Constant<READY>{});
+  if (g == BY_Z) function(Constant<BY_Z>{});
+  if (g == BY_Y) function(Constant<BY_Y>{});
 }
 
 // ---- planes
@@ -200,19 +245,30 @@ template <class S, class T>
 void unit_fwd(const BatchNorm& a, int64_t unit, int64_t first, int64_t last) {
   const auto c = channel_of<T>(a, unit);
   planes(a, unit, first, last, [&](const Piece& p) { forward<S, Same<T>, T>(a, p, c); });
+  if (a.streamed) drain();
 }
 
 template <class S, class T>
 void unit_sums(const BatchNorm& a, int64_t unit, double* g_out, double* gx_out) {
   const auto c = channel_of<T>(a, unit);
   double g_total = 0, gx_total = 0;
-  planes(a, unit, 0, a.N, [&](const Piece& p) {
-    T buffer[3][BLOCK], g_sum, gx_sum;
-    const T* x = get<S>(a.x, p, buffer[0]);
-    const T* g = incoming<S>(a, p, c, x, buffer[1], buffer[2]);
-    share(g, x, p.n, c.mean.value, T(1), &g_sum, &gx_sum);
-    g_total += g_sum;
-    gx_total += gx_sum;
+  with(incoming_of<S>(a), [&](auto how) {
+    planes(a, unit, 0, a.N, [&](const Piece& p) {
+      T buffer[3][BLOCK], g_sum = 0, gx_sum = 0;
+      const Terms<T> t = terms<how.value, S>(a, p, c, buffer);
+      if constexpr (how.value == READY) {
+        share(t.dy, t.x, p.n, c.mean.value, T(1), &g_sum, &gx_sum);
+      } else {
+#pragma omp simd reduction(+ : g_sum, gx_sum)
+        for (int64_t j = 0; j < p.n; ++j) {
+          const T g = gradient<how.value>(t, c, j);
+          g_sum += g;
+          gx_sum += g * (t.x[j] - c.mean.value);
+        }
+      }
+      g_total += g_sum;
+      gx_total += gx_sum;
+    });
   });
   *g_out = g_total;
   *gx_out = gx_total;
@@ -221,7 +277,10 @@ void unit_sums(const BatchNorm& a, int64_t unit, double* g_out, double* gx_out) 
 template <class S, class T>
 void unit_bwd(const BatchNorm& a, int64_t unit, int64_t first, int64_t last) {
   const auto c = channel_of<T>(a, unit);
-  planes(a, unit, first, last, [&](const Piece& p) { backward<S, Same<T>, T>(a, p, c); });
+  with(incoming_of<S>(a), [&](auto how) {
+    planes(a, unit, first, last, [&](const Piece& p) { backward<how.value, S, Same<T>, T>(a, p, c); });
+  });
+  if (a.streamed) drain();
 }
 
 // ---- rows
@@ -315,6 +374,7 @@ template <class S, class T>
 void rows_fwd(const BatchNorm& a, int64_t first, int64_t last) {
   const auto c = channels_of<T>(a, first / a.N);
   rows(a, first, last, [&](const Piece& p, int64_t j) { forward<S, const T*, T>(a, p, c + j); });
+  if (a.streamed) drain();
 }
 
 // Rows whose sums are added up in T before they join a stripe's in double.
@@ -332,44 +392,56 @@ void rows_sums(const BatchNorm& a, int64_t first, int64_t last, double* g_out, d
   std::memset(g_out, 0, C * sizeof(double));
   std::memset(gx_out, 0, C * sizeof(double));
   int64_t waiting = 0;
-  rows(a, first, last, [&](const Piece& p, int64_t column) {
-    T buffer[3][BLOCK];
-    const T* x = get<S>(a.x, p, buffer[0]);
-    const T* g = incoming<S>(a, p, c + column, x, buffer[1], buffer[2]);
-    columns<T>(p.n, [&](int64_t j, auto some) __attribute__((always_inline)) {
-      constexpr int K = some.vectors;
-      V mean[K] = {}, sum[K] = {}, x_sum[K] = {};
-      std::memcpy(mean, c.mean + column + j, K * some.bytes);
-      std::memcpy(sum, g_sum + column + j, K * some.bytes);
-      std::memcpy(x_sum, gx_sum + column + j, K * some.bytes);
-      for (int64_t r = 0; r < p.rows; ++r)
-        for (int k = 0; k < K; ++k) {
-          V d = {}, v = {};
-          std::memcpy(&d, g + r * p.n + j + k * W, some.bytes);
-          std::memcpy(&v, x + r * p.n + j + k * W, some.bytes);
-          sum[k] += d;
-          x_sum[k] += d * (v - mean[k]);
-        }
-      std::memcpy(g_sum + column + j, sum, K * some.bytes);
-      std::memcpy(gx_sum + column + j, x_sum, K * some.bytes);
-    });
-    if (column + p.n < C) return;
-    waiting += p.rows;
-    if (waiting < FLUSHED && p.at + p.run < last * C) return;
+  with(incoming_of<S>(a), [&](auto how) {
+    rows(a, first, last, [&](const Piece& p, int64_t column) {
+      T buffer[3][BLOCK];
+      const auto here = c + column;
+      const Terms<T> t = terms<how.value, S>(a, p, here, buffer);
+      columns<T>(p.n, [&](int64_t j, auto some) __attribute__((always_inline)) {
+        constexpr int K = some.vectors;
+        V mean[K] = {}, scale[K] = {}, shift[K] = {}, sum[K] = {}, x_sum[K] = {};
+        std::memcpy(mean, here.mean + j, K * some.bytes);
+        std::memcpy(scale, here.scale + j, K * some.bytes);
+        std::memcpy(shift, here.shift + j, K * some.bytes);
+        std::memcpy(sum, g_sum + column + j, K * some.bytes);
+        std::memcpy(x_sum, gx_sum + column + j, K * some.bytes);
+        for (int64_t r = 0; r < p.rows; ++r)
+          for (int k = 0; k < K; ++k) {
+            const int64_t at = r * p.n + j + k * W;
+            V d = {}, v = {}, z = {};
+            std::memcpy(&d, t.dy + at, some.bytes);
+            std::memcpy(&v, t.x + at, some.bytes);
+            v -= mean[k];
+            if constexpr (how.value == BY_Y) std::memcpy(&z, t.y + at, some.bytes);
+            if constexpr (how.value == BY_Z) z = v * scale[k] + shift[k];
+            if constexpr (how.value != READY) d = z <= 0 ? V{} : d;
+            sum[k] += d;
+            x_sum[k] += d * v;
+          }
+        std::memcpy(g_sum + column + j, sum, K * some.bytes);
+        std::memcpy(gx_sum + column + j, x_sum, K * some.bytes);
+      });
+      if (column + p.n < C) return;
+      waiting += p.rows;
+      if (waiting < FLUSHED && p.at + p.run < last * C) return;
 #pragma omp simd
-    for (int64_t j = 0; j < C; ++j) {
-      g_out[j] += g_sum[j];
-      gx_out[j] += gx_sum[j];
-    }
-    std::memset(g_sum, 0, 2 * C * sizeof(T));
-    waiting = 0;
+      for (int64_t j = 0; j < C; ++j) {
+        g_out[j] += g_sum[j];
+        gx_out[j] += gx_sum[j];
+      }
+      std::memset(g_sum, 0, 2 * C * sizeof(T));
+      waiting = 0;
+    });
   });
 }
 
 template <class S, class T>
 void rows_bwd(const BatchNorm& a, int64_t first, int64_t last) {
   const auto c = channels_of<T>(a, first / a.N);
-  rows(a, first, last, [&](const Piece& p, int64_t j) { backward<S, const T*, T>(a, p, c + j); });
+  with(incoming_of<S>(a), [&](auto how) {
+    rows(a, first, last, [&](const Piece& p, int64_t j) { backward<how.value, S, const T*, T>(a, p, c + j); });
+  });
+  if (a.streamed) drain();
 }
 
 template <class S, class T>
