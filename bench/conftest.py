@@ -35,6 +35,7 @@ MODULES = (
     "bench_mlp",
     "bench_attention",
     "bench_norm",
+    "bench_batch_norm",
     "bench_loss",
     "bench_glue",
     "bench_rnn",

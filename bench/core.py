@@ -93,9 +93,11 @@ def op_case(id, op, dtype, make, ours, eager, results, *, peers=None, floors=Non
         generator = torch.Generator(DEVICE).manual_seed(1)
         tensors = [t.to(dtype).requires_grad_(backward) for t in make(generator)]
         with torch.no_grad():
-            shapes = [y.shape for y in results_of(eager(*tensors))]
+            results = results_of(eager(*tensors))
         seeded = torch.Generator(DEVICE).manual_seed(2)
-        dy = [torch.randn(shape, generator=seeded, device=DEVICE).to(dtype) for shape in shapes]
+        dy = [  # laid out as the results
+            torch.empty_like(y).copy_(torch.randn(y.shape, generator=seeded, device=DEVICE)) for y in results
+        ]
 
         def step(function, tensors=tensors, dy=dy):
             if not backward:

@@ -28,6 +28,13 @@ DOCUMENTED = {
 MODULES = {
     "GroupNorm": ((1, 3), None),
     "LayerNorm": ((3,), None),
+    "BatchNorm1d": ((3,), None),
+    "BatchNorm2d": ((3,), lambda: (torch.randn(4, 3, 6, 5),)),
+    "BatchNorm3d": ((3,), lambda: (torch.randn(4, 3, 2, 6, 5),)),
+    "SyncBatchNorm": ((3,), None),
+    "InstanceNorm1d": ((3,), lambda: (torch.randn(4, 3, 6),)),
+    "InstanceNorm2d": ((3,), lambda: (torch.randn(4, 3, 6, 5),)),
+    "InstanceNorm3d": ((3,), lambda: (torch.randn(4, 3, 2, 6, 5),)),
     "Embedding": ((10, 5), lambda: (torch.randint(10, (4, 3)),)),
     "GLU": ((-1,), lambda: (torch.randn(4, 6),)),
     "BCELoss": ((), lambda: (torch.rand(4, 3), torch.rand(4, 3))),
@@ -62,7 +69,14 @@ MODULES = {
 }
 
 
-NARROW = ("GroupNorm", "LayerNorm", "Linear", "RMSNorm")  # made for three features
+NARROW = (
+    "BatchNorm1d",
+    "GroupNorm",
+    "LayerNorm",
+    "Linear",
+    "RMSNorm",
+    "SyncBatchNorm",
+)  # made for three features
 
 
 def described(signature):

@@ -8,8 +8,6 @@
 
 namespace kernelzoo {
 
-// Terms of a sum added up in T before they join it in double: the error of a long row stays that of a short one.
-constexpr int64_t NORM_BLOCK = 1024;
 // Rows whose weight gradients are added up in T before they join a block's in double.
 constexpr int64_t NORM_ROWS = 32;
 

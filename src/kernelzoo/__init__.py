@@ -25,6 +25,7 @@ __all__ = [
     "BackendUnavailable",
     "backend",
     "backends",
+    "fold_batchnorm",
     "functional",
     "nn",
     "optim",
@@ -36,6 +37,8 @@ __all__ = [
 def __getattr__(name):
     if name in ("functional", "nn", "optim", "zoo"):
         return importlib.import_module(f"kernelzoo.{name}")
+    if name == "fold_batchnorm":
+        return importlib.import_module("kernelzoo.nn.fold").fold_batchnorm
     raise AttributeError(f"module 'kernelzoo' has no attribute {name!r}")
 
 

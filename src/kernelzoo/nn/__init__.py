@@ -29,6 +29,15 @@ from .activation import (
     Threshold,
 )
 from .attention import MultiheadAttention
+from .batch_norm import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    SyncBatchNorm,
+)
 from .dropout import Dropout
 from .embedding import Embedding
 from .glu import GLU, GatedMLP

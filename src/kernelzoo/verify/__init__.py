@@ -29,6 +29,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 RESULTS = {
     "linear": ("y", "dx", "dw", "db"),
     "attention": ("o", "dq", "dk", "dv"),
+    "batch_norm": ("y", "dx", "dw", "db", "dr"),
     "glu": ("y", "dgate", "dup"),
     "rnn": ("y", "dx", "dw_ih", "dw_hh", "db_ih", "db_hh"),
 }

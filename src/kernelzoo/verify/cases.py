@@ -142,6 +142,29 @@ def _norm_cases():
     yield Case("group_norm 2x12x9x7 in 3", _normal((2, 12, 9, 7), (12,), (12,)), ours, theirs)
 
 
+def _batch_norm_cases():
+    """Planes and rows (channels-last); not relu, whose derivative jumps where the sums are not exact."""
+
+    def ours(x, w, b, residual=None, *, name, act, last):
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
+        return getattr(F, name)(x, None, None, w, b, True, act=act, residual=residual)
+
+    def formula(x, w, b, residual=None, *, name, act, last):
+        y = getattr(T, name)(x, None, None, w, b, True)
+        return parse("verify", act).formula(y if residual is None else y + residual)
+
+    for name in ("batch_norm", "instance_norm"):
+        for last in (False, True):
+            for act, shapes in ((None, ()), ("silu", ((5, 9, 11, 7),))):
+                options = {"name": name, "act": act, "last": last}
+                yield Case(
+                    f"{name} 5x9x11x7 {'channels-last' if last else 'NCHW'}{' + residual, silu' if act else ''}",
+                    _normal((5, 9, 11, 7), (9,), (9,), *shapes),
+                    functools.partial(ours, **options),
+                    functools.partial(formula, **options),
+                )
+
+
 def _rotary_cases():
     cos, sin = F.rotary_tables(29, 24)
 
@@ -237,6 +260,7 @@ CASES = {
     "softmax": _softmax_cases,
     "attention": _attention_cases,
     "norm": _norm_cases,
+    "batch_norm": _batch_norm_cases,
     "rnn": _rnn_cases,
     "rotary": _rotary_cases,
     "glu": _glu_cases,
