@@ -142,7 +142,7 @@ def _dense(x, w, taps, groups, finish):
         product = torch.bmm(columns, by) if groups > 1 else memory.matmul(columns[0], by[0])
         rows = columns.shape[1]
         if groups > 1:
-            product = product.transpose(0, 1).reshape(rows, O)
+            product = product.transpose(0, 1).reshape(rows, O).contiguous()
         finish(product, row, rows)
         row += rows
 
