@@ -126,7 +126,7 @@ def _outside_autograd(t, rank):
     """_unvolume(t), no view to autograd: users may write to it in place."""
     if torch.compiler.is_compiling():
         return _unvolume(t, rank)
-    with torch._C._AutoDispatchBelowAutograd():
+    with torch._C._AutoDispatchBelowADInplaceOrView():
         return _unvolume(t, rank)
 
 
