@@ -26,6 +26,7 @@ struct Depthwise {
   // own number, pitch row + column, whatever the stride.
   int64_t tile_rows, pitch;
   const int64_t* offsets;
+  bool whole;  // a unit is a channel's plane, of one
 
   int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
   int64_t span(int i) const { return dilation[i] * (kernel[i] - 1) + 1; }
@@ -54,11 +55,11 @@ struct DepthwisePart {
   }
 };
 
-// Vectors of T in the longest step of a kernel: what its scratch has beyond the last element.
+// Elements of the longest step of a kernel: what its tile has beyond the last.
 constexpr int64_t CONV_SLACK = 64;
 
 struct ConvKernels {
-  // z: S, y as it lies in memory. scratch: elements of T.
+  // z: S, y as it lies in memory. scratch: elements of T, zeros before a thread's first unit.
   void (*fwd)(const Depthwise& a, int64_t unit, void* z, void* scratch);
   // sums += the unit's share of dw, and last of db: T, (taps + 1) where `first`, else (taps + 1, C). dz: S, as y lies.
   void (*bwd_weight)(const Depthwise& a, int64_t unit, const void* dz, void* sums, void* scratch);
