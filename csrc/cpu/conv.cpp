@@ -16,12 +16,16 @@ int64_t acc_bytes(int dtype) { return dtype == F64 ? 8 : 4; }
 // Outputs of a unit: with x's tile they lie in L1 where a channel's elements are neighbours, and in L2 with x's and the
 // weights' rows where the channels are.
 constexpr int64_t UNIT_FIRST = 3584, UNIT_LAST = 16384;
+// Bytes of x and y from which what comes next is fetched ahead.
+constexpr int64_t AHEAD = 8 << 20;
 // The most sums of weight gradients of their own, which are then added up in their order.
 constexpr int64_t SUMS = 64;
 
 // How a convolution is cut into units, and where in a unit's tile the taps are.
-int64_t cut(Depthwise& a, std::vector<int64_t>& offsets) {
+int64_t cut(int dtype, Depthwise& a, std::vector<int64_t>& offsets) {
   if (!a.first) {
+    const int64_t elements = a.N * a.C * (a.in[0] * a.in[1] * a.in[2] + a.out[0] * a.out[1] * a.out[2]);
+    a.ahead = elements * ITEM[dtype] >= AHEAD;
     a.rows = 1;
     a.columns = std::min(a.out[2], std::max<int64_t>(4, UNIT_LAST / a.C));
     return a.N * a.out[0] * a.out[1] * ceil_div(a.out[2], a.columns);
@@ -43,15 +47,17 @@ int64_t cut(Depthwise& a, std::vector<int64_t>& offsets) {
 }
 
 // Elements of T that a kernel's scratch takes.
-int64_t scratch(const Depthwise& a) {
+int64_t scratch(int dtype, const Depthwise& a) {
   const int64_t taps = a.taps(), columns = (a.columns - 1) * a.stride[2] + a.span(2);
   if (a.first) {
     const int64_t tile = a.kernel[0] * a.stride[1] * a.stride[2] * a.tile_rows * a.pitch;
     return tile + a.rows * (std::max(a.pitch, a.columns) + 16) + a.in[2] + 2 * CONV_SLACK;
   }
   const int64_t lines = a.kernel[0] * a.kernel[1];
-  const int64_t rows = (a.columns + lines * std::min(columns, a.in[2])) * a.C + 16 * (lines + 1);
-  return 6 * taps + 2 * lines + rows + 4 * CONV_SLACK;
+  // 16 bits are widened: x's lines, and y or dz
+  const int64_t converted = (a.columns + lines * std::min(columns, a.in[2])) * a.C + 16 * (lines + 1);
+  const int64_t rows = dtype < BF16 ? 0 : converted;
+  return 6 * taps + 4 * lines + rows + 4 * CONV_SLACK;
 }
 
 // w (C, taps) as the kernels read it, the taps from the last to the first where `backward`.
@@ -95,12 +101,9 @@ void finish(int dtype, const Behind& b, void* z, void* y, int64_t first, int64_t
 void depthwise_fwd(int dtype, Depthwise a, bool backward, Behind behind, void* z, void* y, int threads) {
   const Bytes w = arranged(dtype, a, backward);
   a.w = w.get();
-  Bytes b;
-  if (a.b) {
-    b.reset(new char[a.C * acc_bytes(dtype)]);
-    base(dtype).load(a.b, b.get(), a.C);
-    a.b = b.get();
-  }
+  const Bytes b(new char[a.C * acc_bytes(dtype)]());
+  if (a.b) base(dtype).load(a.b, b.get(), a.C);
+  a.b = b.get();
   for (int i = 0; i < 3; ++i) {
     a.up[i] = 1;
     if (!backward) continue;
@@ -108,7 +111,7 @@ void depthwise_fwd(int dtype, Depthwise a, bool backward, Behind behind, void* z
     a.padding[i] = a.span(i) - 1 - a.padding[i];
   }
   std::vector<int64_t> offsets;
-  const int64_t units = cut(a, offsets), size = scratch(a) * acc_bytes(dtype);
+  const int64_t units = cut(dtype, a, offsets), size = scratch(dtype, a) * acc_bytes(dtype);
   const bool more = behind.residual || behind.act != ACT_none;
   const int64_t work = a.N * a.C * a.out[0] * a.out[1] * a.out[2] * a.taps();
 #pragma omp parallel num_threads(threads) if (work > SERIAL)
@@ -134,17 +137,17 @@ int64_t groups_of(const Depthwise& a, int64_t units) {
 
 }  // namespace
 
-int64_t depthwise_partial(const Depthwise& given) {
+int64_t depthwise_partial(int dtype, const Depthwise& given) {
   Depthwise a = given;
   std::vector<int64_t> offsets;
-  return groups_of(a, cut(a, offsets)) * (a.taps() + 1) * a.C;
+  return groups_of(a, cut(dtype, a, offsets)) * (a.taps() + 1) * a.C;
 }
 
 void depthwise_bwd_weight(int dtype, Depthwise a, const void* dz, void* dw, void* db, void* partial, int threads) {
   std::fill_n(a.up, 3, 1);
   std::vector<int64_t> offsets;
-  const int64_t units = cut(a, offsets), groups = groups_of(a, units), taps = a.taps();
-  const int64_t item = acc_bytes(dtype), size = scratch(a) * item, all = (taps + 1) * a.C;
+  const int64_t units = cut(dtype, a, offsets), groups = groups_of(a, units), taps = a.taps();
+  const int64_t item = acc_bytes(dtype), size = scratch(dtype, a) * item, all = (taps + 1) * a.C;
   const auto sums = [&](int64_t i) { return static_cast<char*>(partial) + i * item; };
   std::fill_n(sums(0), groups * all * item, 0);
   const int64_t work = a.N * a.C * a.out[0] * a.out[1] * a.out[2] * taps;

@@ -18,7 +18,7 @@ struct Depthwise {
   bool first;
   const void* x;  // S
   const void* w;  // T: (C, taps) where first, else (taps, C)
-  const void* b;  // T (C), or null
+  const void* b;  // T (C)
 
   int64_t rows, columns;  // of a unit
   // A unit's x where `first`: for each plane of taps and each phase of rows and columns (the remainder of their number
@@ -27,6 +27,7 @@ struct Depthwise {
   int64_t tile_rows, pitch;
   const int64_t* offsets;
   bool whole;  // a unit is a channel's plane, of one
+  bool ahead;  // x and y are too large for a near cache
 
   int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
   int64_t span(int i) const { return dilation[i] * (kernel[i] - 1) + 1; }
@@ -80,7 +81,7 @@ struct Behind {
 void depthwise_fwd(int dtype, Depthwise a, bool backward, Behind behind, void* z, void* y, int threads);
 // dw (C, taps), db (C) or null. partial: what depthwise_partial counts, in T.
 void depthwise_bwd_weight(int dtype, Depthwise a, const void* dz, void* dw, void* db, void* partial, int threads);
-int64_t depthwise_partial(const Depthwise& a);
+int64_t depthwise_partial(int dtype, const Depthwise& a);
 
 void add_act(int dtype, Behind behind, void* z, void* y, int64_t n, int threads);
 

@@ -9,6 +9,13 @@
 
 #include "../tile.h"
 
+// Of functions whose sums must stay in registers whatever the compiler thinks of their size.
+#if defined(__GNUC__)
+#define KERNELZOO_INLINE inline __attribute__((always_inline))
+#else
+#define KERNELZOO_INLINE inline
+#endif
+
 template <class T>
 inline void zero(T* t, int64_t n) {
   std::memset(t, 0, n * sizeof(T));
@@ -121,7 +128,7 @@ void fwd_first(const Depthwise& a, const DepthwisePart& u, S* z, T* tile) {
   fill_tile<S>(a, u, tile, row);
   const int64_t taps = a.taps();
   const T* const b = static_cast<const T*>(a.b);
-  correlate(tile, a.offsets, static_cast<const T*>(a.w) + u.c * taps, taps, b ? b[u.c] : T(0), y,
+  correlate(tile, a.offsets, static_cast<const T*>(a.w) + u.c * taps, taps, b[u.c], y,
             (u.rows - 1) * a.pitch + u.columns);
   for (int64_t r = 0; r < u.rows; ++r) copy(y + r * a.pitch, z + u.first + r * u.columns, u.columns);
 }
@@ -190,30 +197,36 @@ void bwd_weight_first(const Depthwise& a, const DepthwisePart& u, const S* dz_, 
 
 // ---- the channels as neighbours
 
-// x's rows of C channels that a unit's outputs see: for each plane and row of taps one line, of u's columns from q0 on
-// as far as x has them, or none.
+// x's lines, rows of C channels, that a unit's outputs see: for plane and row of taps number `at` one, of u's columns
+// from q0 on as far as x has them.
 template <class T>
 struct Lines {
   const T** line;
-  int64_t q0, from, end;  // x's columns
+  int64_t* at;
+  int64_t count = 0;
+  int64_t q0, from = 0, end = 0;  // x's columns
 };
 
 template <class S, class T>
 Lines<T> take_lines(const Depthwise& a, const DepthwisePart& u, T*& scratch) {
-  Lines<T> lines = {reinterpret_cast<const T**>(scratch), u.w * a.stride[2] - a.padding[2], 0, 0};
-  const int64_t count = a.kernel[0] * a.kernel[1], end = lines.q0 + (u.columns - 1) * a.stride[2] + a.span(2);
-  scratch += padded<T>(count * int64_t(sizeof(T*) / sizeof(T)));
+  const int64_t all = a.kernel[0] * a.kernel[1];
+  Lines<T> lines;
+  lines.line = reinterpret_cast<const T**>(scratch);
+  lines.at = reinterpret_cast<int64_t*>(lines.line + all);
+  scratch += padded<T>(2 * all * int64_t(sizeof(int64_t) / sizeof(T)));
+  lines.q0 = u.w * a.stride[2] - a.padding[2];
+  const int64_t end = lines.q0 + (u.columns - 1) * a.stride[2] + a.span(2);
   lines.from = lines.q0 > 0 ? ceil_div(lines.q0, a.up[2]) : 0;
   lines.end = end > 0 ? at_most(a.in[2], ceil_div(end, a.up[2])) : 0;
   const int64_t size = at_least(0, lines.end - lines.from) * a.C;
   const S* x = static_cast<const S*>(a.x) + u.n * a.in[0] * a.in[1] * a.in[2] * a.C;
-  for (int64_t k = 0; k < count; ++k) {
+  for (int64_t k = 0; k < all; ++k) {
     const int64_t d = u.d * a.stride[0] - a.padding[0] + k / a.kernel[1] * a.dilation[0];
     const int64_t h = u.h * a.stride[1] - a.padding[1] + k % a.kernel[1] * a.dilation[1];
-    lines.line[k] = nullptr;
     if (d < 0 || d % a.up[0] || d / a.up[0] >= a.in[0] || h < 0 || h % a.up[1] || h / a.up[1] >= a.in[1]) continue;
     const S* s = x + ((d / a.up[0] * a.in[1] + h / a.up[1]) * a.in[2] + lines.from) * a.C;
-    lines.line[k] = loaded(s, scratch, size);
+    lines.at[lines.count] = k;
+    lines.line[lines.count++] = loaded(s, scratch, size);
     if (sizeof(S) != sizeof(T)) scratch += padded<T>(size);
   }
   return lines;
@@ -234,9 +247,7 @@ struct Taps {
   // Those of the output in column `column` of the unit.
   void find(const Depthwise& a, const Lines<T>& lines, int64_t column) {
     count = 0;
-    for (int64_t k = 0; k < a.kernel[0] * a.kernel[1]; ++k) {
-      const T* line = lines.line[k];
-      if (!line) continue;
+    for (int64_t k = 0; k < lines.count; ++k) {
       for (int64_t t = 0; t < a.kernel[2]; ++t) {
         int64_t i = lines.q0 + column * a.stride[2] + t * a.dilation[2];
         if (i < 0) continue;
@@ -245,8 +256,8 @@ struct Taps {
           i /= a.up[2];
         }
         if (i >= a.in[2]) break;
-        x[count] = line + (i - lines.from) * a.C;
-        at[count++] = k * a.kernel[2] + t;
+        x[count] = lines.line[k] + (i - lines.from) * a.C;
+        at[count++] = lines.at[k] * a.kernel[2] + t;
       }
     }
   }
@@ -291,7 +302,7 @@ inline void fwd_vectors(const Taps<T>& taps, const T* w, const T* b, int64_t ste
   constexpr int64_t W = WIDTH<T>;
   Vec<T> acc[OUT][NV];
   for (int o = 0; o < OUT; ++o)
-    for (int v = 0; v < NV; ++v) acc[o][v] = b ? loadv(b + c + v * W) : Vec<T>{};
+    for (int v = 0; v < NV; ++v) acc[o][v] = loadv(b + c + v * W);
   for (int64_t t = 0; t < taps.count; ++t) {
     Vec<T> by[NV];
     for (int v = 0; v < NV; ++v) by[v] = loadv(w + taps.at[t] * C + c + v * W);
@@ -314,7 +325,7 @@ void fwd_outputs(const Taps<T>& taps, const T* w, const T* b, int64_t step, int6
   if (C >= W) return fwd_vectors<T, OUT, 1>(taps, w, b, step, C, C - W, y);
   for (int o = 0; o < OUT; ++o)
     for (c = 0; c < C; ++c) {
-      T acc = b ? b[c] : T(0);
+      T acc = b[c];
       for (int64_t t = 0; t < taps.count; ++t) acc += w[taps.at[t] * C + c] * taps.x[t][o * step + c];
       y[o * C + c] = acc;
     }
@@ -322,17 +333,16 @@ void fwd_outputs(const Taps<T>& taps, const T* w, const T* b, int64_t step, int6
 
 // y (WINDOW, C) of a vector of channels: each of x's columns is loaded once a row of taps, and meets all taps there.
 template <class T, int K, int STEP>
-inline void fwd_window(const Depthwise& a, const Lines<T>& lines, int64_t column, int64_t c, T* y) {
+KERNELZOO_INLINE void fwd_window(const Depthwise& a, const Lines<T>& lines, int64_t column, int64_t c, T* y) {
   const T* const w = static_cast<const T*>(a.w) + c;
   const T* const b = static_cast<const T*>(a.b);
   const int64_t C = a.C, shift = (lines.q0 + column * STEP - lines.from) * C + c;
   Vec<T> acc[WINDOW];
-  for (int o = 0; o < WINDOW; ++o) acc[o] = b ? loadv(b + c) : Vec<T>{};
-  for (int64_t k = 0; k < a.kernel[0] * a.kernel[1]; ++k) {
-    if (!lines.line[k]) continue;
+  for (int o = 0; o < WINDOW; ++o) acc[o] = loadv(b + c);
+  for (int64_t k = 0; k < lines.count; ++k) {
     const T* x = lines.line[k] + shift;
     Vec<T> by[K];
-    for (int t = 0; t < K; ++t) by[t] = loadv(w + (k * K + t) * C);
+    for (int t = 0; t < K; ++t) by[t] = loadv(w + (lines.at[k] * K + t) * C);
 #pragma GCC unroll 32
     for (int j = 0; j < (WINDOW - 1) * STEP + K; ++j) {
       const Vec<T> v = loadv(x + j * C);
@@ -347,8 +357,18 @@ inline void fwd_window(const Depthwise& a, const Lines<T>& lines, int64_t column
 template <class T, int K, int STEP>
 void fwd_windows(const Depthwise& a, const Lines<T>& lines, int64_t column, T* y) {
   constexpr int64_t W = WIDTH<T>;
+  // a window goes back and forth between its columns, which the processor's own prefetch does not follow: the next row
+  // of x and y is asked for here (8x128x56x56, 3x3: 0.95 ms instead of 1.55; 8x384x14x14, from L2: 0.16 instead of 0.12)
+  const T* const x = lines.line[lines.count - 1] + (column * STEP + a.in[2]) * a.C;
+  T* const below = y + a.out[2] * a.C;
   int64_t c = 0;
-  for (; c + W <= a.C; c += W) fwd_window<T, K, STEP>(a, lines, column, c, y);
+  for (; c + W <= a.C; c += W) {
+    for (int64_t o = 0; a.ahead && o < WINDOW; ++o) {
+      __builtin_prefetch(x + o * STEP * a.C + c, 0, 2);
+      __builtin_prefetch(below + o * a.C + c, 1, 2);
+    }
+    fwd_window<T, K, STEP>(a, lines, column, c, y);
+  }
   if (c < a.C) fwd_window<T, K, STEP>(a, lines, column, a.C - W, y);
 }
 
@@ -374,7 +394,7 @@ void fwd_last(const Depthwise& a, const DepthwisePart& u, S* z, T* scratch) {
   const T* const w = static_cast<const T*>(a.w);
   const T* const b = static_cast<const T*>(a.b);
   const int64_t step = a.stride[2] * a.C;
-  const FwdWindows<T> windows = fwd_windows_of<T>(a);
+  const FwdWindows<T> windows = lines.count ? fwd_windows_of<T>(a) : nullptr;
   const Inside inside(a, u, lines.q0);
   for (int64_t j = 0; j < u.columns;) {
     const int64_t rest = inside.end - j;
@@ -444,7 +464,7 @@ void sum_outputs(const Taps<T>& taps, const T* dz, int64_t step, int64_t C, T* s
 
 // sums (K taps of a row, C) += dz x of a vector of channels, in its first `from` lanes not at all.
 template <class T, int K, int STEP>
-inline void sum_window(const Depthwise& a, const Lines<T>& lines, int64_t column, const T* dz, int64_t c, int64_t from,
+KERNELZOO_INLINE void sum_window(const Depthwise& a, const Lines<T>& lines, int64_t column, const T* dz, int64_t c, int64_t from,
                        T* sums) {
   using Int = typename Lanes<T>::Int;
   const int64_t C = a.C, shift = (lines.q0 + column * STEP - lines.from) * C + c, taps = a.taps();
@@ -457,8 +477,7 @@ inline void sum_window(const Depthwise& a, const Lines<T>& lines, int64_t column
     all += d[o];
   }
   add(sums + taps * C + c, all);
-  for (int64_t k = 0; k < a.kernel[0] * a.kernel[1]; ++k) {
-    if (!lines.line[k]) continue;
+  for (int64_t k = 0; k < lines.count; ++k) {
     const T* x = lines.line[k] + shift;
     Vec<T> acc[K] = {};
 #pragma GCC unroll 32
@@ -468,15 +487,23 @@ inline void sum_window(const Depthwise& a, const Lines<T>& lines, int64_t column
       for (int t = 0; t < K; ++t)
         if (j >= t && (j - t) % STEP == 0 && (j - t) / STEP < WINDOW) acc[t] += d[(j - t) / STEP] * v;
     }
-    for (int t = 0; t < K; ++t) add(sums + (k * K + t) * C + c, acc[t]);
+    for (int t = 0; t < K; ++t) add(sums + (lines.at[k] * K + t) * C + c, acc[t]);
   }
 }
 
 template <class T, int K, int STEP>
 void sum_windows(const Depthwise& a, const Lines<T>& lines, int64_t column, const T* dz, T* sums) {
   constexpr int64_t W = WIDTH<T>;
+  const T* const x = lines.line[lines.count - 1] + (column * STEP + a.in[2]) * a.C;
+  const T* const below = dz + a.out[2] * a.C;
   int64_t c = 0;
-  for (; c + W <= a.C; c += W) sum_window<T, K, STEP>(a, lines, column, dz, c, 0, sums);
+  for (; c + W <= a.C; c += W) {
+    for (int64_t o = 0; a.ahead && o < WINDOW; ++o) {
+      __builtin_prefetch(x + o * STEP * a.C + c, 0, 2);
+      __builtin_prefetch(below + o * a.C + c, 0, 2);
+    }
+    sum_window<T, K, STEP>(a, lines, column, dz, c, 0, sums);
+  }
   if (c < a.C) sum_window<T, K, STEP>(a, lines, column, dz, a.C - W, c - (a.C - W), sums);
 }
 
@@ -496,7 +523,7 @@ void bwd_weight_last(const Depthwise& a, const DepthwisePart& u, const S* dz_, T
   const Lines<T> lines = take_lines<S>(a, u, scratch);
   T* const total = sums + a.taps() * a.C;
   const int64_t step = a.stride[2] * a.C;
-  const SumWindows<T> windows = sum_windows_of<T>(a);
+  const SumWindows<T> windows = lines.count ? sum_windows_of<T>(a) : nullptr;
   const Inside inside(a, u, lines.q0);
   for (int64_t j = 0; j < u.columns;) {
     const int64_t rest = j < inside.begin ? 0 : inside.end - j;
