@@ -38,6 +38,7 @@ from .batch_norm import (
     InstanceNorm3d,
     SyncBatchNorm,
 )
+from .conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from .dropout import Dropout
 from .embedding import Embedding
 from .glu import GLU, GatedMLP
