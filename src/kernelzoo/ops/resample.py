@@ -1,0 +1,78 @@
+"""Separable linear maps along depth, height and width: y_o = Σ_i w(o_d, i_d) w(o_h, i_h) w(o_w, i_w) x_i.
+
+Average pooling and interpolation are such maps, each with weights of its own (kernels/pool.py); the backward is the
+transposed map, dx_i = Σ_o w(o, i) dy_o, by the same kernel: each input collects its own.
+"""
+
+import torch
+from torch.nn import functional as T
+
+from .core import KernelFunction, autocast_dtype, below, define
+from .pool_checks import channels_last, five, laid_out, padded
+
+aten = torch.ops.aten
+
+resample = define(
+    "resample(Tensor x, SymInt[] out, str mode, int[] shape, int divisor, float[] scales, bool transposed, bool last) "
+    "-> Tensor",
+    "resample",
+    fake=lambda x, out, mode, shape, divisor, scales, transposed, last: laid_out(x, out, last),
+)
+
+SMALL = 1 << 14
+
+
+class ResampleFunction(KernelFunction):
+    """Saved for the backward: nothing but sizes.
+
+    name, args: torch's own function and what it takes behind x. mode, shape, divisor, scales: kernels/pool.py's.
+    """
+
+    module = "resample"
+
+    @staticmethod
+    def autocast(x, name, args, out, mode, shape, divisor, scales):
+        if name == "interpolate" and mode not in AVERAGES and not x.is_cuda and autocast_dtype(x) is not None:
+            return torch.float32
+        return None
+
+    @staticmethod
+    def label(x, name, args, out, mode, shape, divisor, scales):
+        return name
+
+    @staticmethod
+    def formula(x, name, args, out, mode, shape, divisor, scales):
+        return getattr(T, name)(x, *args)
+
+    @staticmethod
+    def rule(x, name, args, out, mode, shape, divisor, scales):
+        if x.device.type != "cpu":
+            return "torch's own kernel moves the same bytes; no GPU has been measured yet"
+        return "few elements on a CPU" if below(x.numel(), SMALL) else None
+
+    @staticmethod
+    def forward(ctx, x, name, args, out, mode, shape, divisor, scales, backend):
+        rank = len(out)
+        x5 = five(x, rank)
+        last = channels_last(x5)
+        given = (mode, list(shape), divisor, list(scales))
+        y = resample(x5, padded(out, 1), *given, False, last, backend)
+        if ctx.needs_input_grad[0]:
+            ctx.size, ctx.out, ctx.shape, ctx.given = x5.shape[2:], y.shape, x.shape, given
+            ctx.name, ctx.args, ctx.last, ctx.backend = name, args, last, backend
+        # no view: users may write to it in place
+        return aten._unsafe_view(y, (*x.shape[: x.dim() - rank], *out))
+
+    @staticmethod
+    def backward(ctx, dy):
+        dx = resample(dy.reshape(ctx.out), ctx.size, *ctx.given, True, ctx.last, ctx.backend)
+        return (dx.view(ctx.shape),)
+
+    @classmethod
+    def _by_formula(cls, ctx, dy):
+        x = dy.new_zeros(ctx.shape).requires_grad_()  # of a linear map any x has the same derivative
+        y = getattr(T, ctx.name)(x, *ctx.args)
+        return [*torch.autograd.grad(y, x, dy, create_graph=True)]
+
+
+AVERAGES = ("avg", "adaptive")
