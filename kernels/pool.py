@@ -31,7 +31,8 @@ class Windows(NamedTuple):
     reach (OD + OH + OW, 3): of each output its start and the taps t0 ... t1 - 1 that lie inside; tap t is at
     start + t * dilation. covers (D + H + W, 2): of each input the outputs lo ... hi - 1 whose windows span it.
     kernel, dilation: sizes by which taps are numbered, (a * KH + b) * KW + c, and their distances. uniform: whether
-    output o of the last dimension starts at o * stride - padding; most: the most outputs that cover an input.
+    output o of the last dimension starts at o * stride - padding; most: the most outputs a dimension that
+    cover an input.
     """
 
     reach: torch.Tensor
@@ -41,7 +42,7 @@ class Windows(NamedTuple):
     stride: int
     padding: int
     uniform: bool
-    most: int
+    most: tuple[int, ...]
 
 
 def _adaptive(size, out):
@@ -53,7 +54,7 @@ def _adaptive(size, out):
 @functools.lru_cache(maxsize=256)
 def windows(size, out, kernel, stride, padding, dilation, device):
     """size, out, and (empty for adaptive pooling) kernel, stride, padding, dilation: three each."""
-    reach, covers, sizes, most = [], [], [], 1
+    reach, covers, sizes, most = [], [], [], []
     for i in range(3):
         d = dilation[i] if kernel else 1
         if kernel:
@@ -70,7 +71,7 @@ def windows(size, out, kernel, stride, padding, dilation, device):
         lo = torch.minimum(torch.searchsorted(start + (length - 1) * d, position), hi)
         covers.append(torch.stack([lo, hi], 1))
         sizes.append(int(length.max()))
-        most *= max(1, int((hi - lo).max()))
+        most.append(max(1, int((hi - lo).max())))
     tables = (torch.cat(t).to(device, torch.int32) for t in (reach, covers))
     return Windows(
         *tables,
@@ -79,7 +80,7 @@ def windows(size, out, kernel, stride, padding, dilation, device):
         stride[2] if kernel else 1,
         padding[2] if kernel else 0,
         bool(kernel),
-        most,
+        tuple(most),
     )
 
 
@@ -124,7 +125,7 @@ def _nearest(mode, size, out, scale):
 
 
 def _linear(mode, size, out, scale, dtype):
-    """i0, i1 and the weight of i1 of each output, in the dtype of the arithmetic as torch computes them (same header)."""
+    """i0, i1 and the weight of i1 of each output, in the arithmetic's dtype as torch computes them (same header)."""
     o = torch.arange(out, dtype=torch.int64)
     if out == size:
         return o, o, torch.zeros(out, dtype=dtype)

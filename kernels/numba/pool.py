@@ -21,10 +21,7 @@ def tap_at(i, start, dilation):
 
 
 # What a table of int64 holds for the kernels, in this order.
-FIELDS = (
-    "x y index reach covers L D H W OD OH OW KH KW dilation_d dilation_h dilation_w".split()  # noqa: SIM905
-)
-(X, Y, CHOSEN, REACH, COVERS, LANES, D, H, W, OD, OH, OW, KH, KW, DD, DH, DW) = range(len(FIELDS))
+(X, Y, CHOSEN, REACH, COVERS, LANES, D, H, W, OD, OH, OW, KH, KW, DD, DH, DW) = range(17)
 
 
 @functools.cache
