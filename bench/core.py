@@ -93,9 +93,10 @@ def op_case(id, op, dtype, make, ours, eager, results, *, peers=None, floors=Non
         generator = torch.Generator(DEVICE).manual_seed(1)
         tensors = [t.to(dtype).requires_grad_(backward) for t in make(generator)]
         with torch.no_grad():
-            shapes = [y.shape for y in results_of(eager(*tensors))]
+            dy = [torch.empty_like(y) for y in results_of(eager(*tensors))]  # in the results' layouts
         seeded = torch.Generator(DEVICE).manual_seed(2)
-        dy = [torch.randn(shape, generator=seeded, device=DEVICE).to(dtype) for shape in shapes]
+        for one in dy:
+            one.copy_(torch.randn(one.shape, generator=seeded, device=DEVICE))
 
         def step(function, tensors=tensors, dy=dy):
             if not backward:

@@ -13,6 +13,23 @@ from kernelzoo import nn, optim
 
 # torch's own are built-ins without a signature: theirs as documented
 DOCUMENTED = {
+    **{
+        name: f"(input, output_size{rest})"
+        for name, rest in (
+            ("adaptive_avg_pool1d", ""),
+            *((f"adaptive_max_pool{rank}d", ", return_indices=False") for rank in (1, 2, 3)),
+        )
+    },
+    **{
+        f"avg_pool{rank}d": "(input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True"
+        + (", divisor_override=None)" if rank > 1 else ")")
+        for rank in (1, 2, 3)
+    },
+    **{
+        f"max_pool{rank}d": "(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, "
+        "return_indices=False)"
+        for rank in (1, 2, 3)
+    },
     "gelu": "(input, approximate='none')",
     "hardshrink": "(input, lambd=0.5)",
     "linear": "(input, weight, bias=None)",
@@ -26,6 +43,25 @@ DOCUMENTED = {
 
 # module: constructor arguments, inputs; () and (4, 3) normal numbers unless listed
 MODULES = {
+    **{
+        f"AdaptiveAvgPool{rank}d": ((2,), lambda rank=rank: (torch.randn(2, 4, *(5,) * rank),))
+        for rank in (1, 2, 3)
+    },
+    **{
+        f"AdaptiveMaxPool{rank}d": ((2,), lambda rank=rank: (torch.randn(2, 4, *(5,) * rank),))
+        for rank in (1, 2, 3)
+    },
+    **{
+        f"AvgPool{rank}d": ((2, 1, 1), lambda rank=rank: (torch.randn(2, 4, *(5,) * rank),))
+        for rank in (1, 2, 3)
+    },
+    **{
+        f"MaxPool{rank}d": ((3, 2, 1, 1), lambda rank=rank: (torch.randn(2, 4, *(5,) * rank),))
+        for rank in (1, 2, 3)
+    },
+    "Upsample": ((None, 2.0, "linear"), lambda: (torch.randn(2, 4, 5),)),
+    "UpsamplingBilinear2d": ((None, 2.0), lambda: (torch.randn(2, 4, 5, 3),)),
+    "UpsamplingNearest2d": (((7, 6),), lambda: (torch.randn(2, 4, 5, 3),)),
     "GroupNorm": ((1, 3), None),
     "LayerNorm": ((3,), None),
     "Embedding": ((10, 5), lambda: (torch.randint(10, (4, 3)),)),
