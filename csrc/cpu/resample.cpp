@@ -34,14 +34,12 @@ struct Spread {
 
 void resample(int dtype, Resample a, int threads) {
   const ResampleKernels& k = resample(dtype);
-  const bool by_rows = a.lanes == 1;
-  const int64_t taps = a.most[0] * a.most[1] * a.most[2];
-  const int64_t scratch = by_rows ? resample_rows_scratch(a) : 16 * taps;
+  const int64_t scratch = resample_scratch(a);
   const int64_t rows = a.batch * a.out[0] * a.out[1];
   const int64_t width = std::max(a.out[2], a.in[2]) * a.lanes;
   const int64_t step = width < SERIAL / 4 ? SERIAL / 4 / width : 1, tasks = ceil_div(rows, step);
   std::unique_ptr<Spread> spread;
-  if (by_rows && dtype != F64) spread.reset(new Spread(a));
+  if (a.lanes == 1 && dtype != F64) spread.reset(new Spread(a));
   if (spread && !spread->weights.empty()) {
     a.spread = spread->weights.data();
     a.first = spread->first.data();
@@ -52,7 +50,7 @@ void resample(int dtype, Resample a, int threads) {
     const std::unique_ptr<int64_t[]> own(new int64_t[scratch / 8]);
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < tasks; ++t)
-      (by_rows ? k.rows : k.lanes)(a, t * step, std::min(rows, (t + 1) * step), own.get());
+      k.rows(a, t * step, std::min(rows, (t + 1) * step), own.get());
   }
 }
 

@@ -24,17 +24,16 @@ struct Resample {
 };
 
 struct ResampleKernels {
-  // Rows begin ... end - 1 of the B OD OH rows of y. lanes: vectors along L; scratch: a list of the taps, 16 bytes each.
-  // rows: L = 1; scratch: resample_rows_scratch.
-  void (*lanes)(const Resample& a, int64_t begin, int64_t end, void* scratch);
+  // Rows begin ... end - 1 of the B OD OH rows of y: the rows of x that it takes are summed, then its taps along them.
+  // scratch: resample_scratch.
   void (*rows)(const Resample& a, int64_t begin, int64_t end, void* scratch);
 };
 
 KERNELZOO_TABLES(ResampleKernels, resample)
 
-// Bytes: a converted row, the rows' sum, the same in double and a row of results.
-inline int64_t resample_rows_scratch(const Resample& a) {
-  return 8 * (3 * (a.in[2] + 64) + ceil_div(a.out[2], 16) * 16);
+// Bytes: a converted row, the rows' sum, the same in double, and a row of results.
+inline int64_t resample_scratch(const Resample& a) {
+  return 8 * (3 * a.in[2] * a.lanes + 64 + ceil_div(a.out[2], 16) * 16);
 }
 
 void resample(int dtype, Resample a, int threads);

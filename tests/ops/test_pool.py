@@ -143,8 +143,10 @@ def some_windows(rng, rank):
     size = [rng.randint(1, 20 if rank < 3 else 9) for _ in range(rank)]
     size[-1] = rng.choice([size[-1], 33, 70])
     kernel, stride = [rng.randint(1, 5) for _ in size], [rng.randint(1, 4) for _ in size]
-    dilation = [rng.randint(1, 3) for _ in size]
-    padding = [rng.randint(0, ((k - 1) * d + 1) // 2) for k, d in zip(kernel, dilation, strict=True)]
+    dilation = [rng.randint(1, min(3, n)) for n in size]  # else torch's own writes where no memory is
+    # beyond half a kernel torch's max_pool3d has no backward
+    half = [k if rank == 3 else (k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    padding = [rng.randint(0, h // 2) for h in half]
     return (rng.randint(1, 3), rng.choice([1, 3, 17, 65]), *size), (
         kernel,
         stride,
@@ -174,17 +176,11 @@ def fuzz(backend, count, seed):
             name = f"{kind}{rank}d"
             try:
                 theirs = results(lambda t, n=name, a=args: getattr(T, n)(t, *a), x)
-            except RuntimeError:
-                with pytest.raises(RuntimeError, match=name):
-                    getattr(F, name)(x, *args)
+            except RuntimeError:  # some only in the backward
                 continue
             exact = results(lambda t, n=name, a=args: getattr(T, n)(t, *a), x.double())
-            try:
-                with kz.backend(backend):
-                    ours = results(lambda t, n=name, a=args: getattr(F, n)(t, *a), x)
-            except kz.BackendUnavailable:  # windows without a value: torch's result is none either
-                assert any(d > n for d, n in zip(dilation, shape[2:], strict=True))
-                continue
+            with kz.backend(backend):
+                ours = results(lambda t, n=name, a=args: getattr(F, n)(t, *a), x)
             for a, b, c in zip(ours, theirs, exact, strict=True):
                 if a.is_floating_point():
                     assert_as_good(f"{name} {shape} {args} {x.dtype}", a, b, c)

@@ -26,6 +26,7 @@ inline int64_t taps_of(const Pool& a, int64_t od, int64_t oh, int64_t ow, Place*
         places[n++] = {flat * a.lanes, a.index_kind == POOL_FLAT ? flat : tap + r};
       }
     }
+  if (n == 0) places[0].choice = 0;  // a window with no input inside, by dilation: -inf
   return n;
 }
 
@@ -57,26 +58,23 @@ inline int64_t covers_of(const Pool& a, int64_t d, int64_t h, int64_t w, Place* 
   return n;
 }
 
-template <class T>
-inline void put_choices(IVec<T> choice, uint8_t* to) {
-  typedef uint8_t Bytes __attribute__((vector_size(WIDTH<T>)));
-  const Bytes bytes = __builtin_convertvector(choice, Bytes);
-  std::memcpy(to, &bytes, sizeof bytes);
-}
-template <class T>
-inline void put_choices(IVec<T> choice, int64_t* to) {
-  for (int64_t i = 0; i < WIDTH<T>; ++i) to[i] = choice[i];
+template <class T, class I>
+inline void put_choices(IVec<T> choice, I* to) {
+#ifdef KERNELZOO_ISA_avx512
+  if constexpr (sizeof(I) == 1 && sizeof(T) == 4) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)choice));
+    return;
+  }
+#endif
+  for (int64_t i = 0; i < WIDTH<T>; ++i) to[i] = static_cast<I>(choice[i]);
 }
 
-template <class T>
-inline IVec<T> get_choices(const uint8_t* from) {
-  typedef uint8_t Bytes __attribute__((vector_size(WIDTH<T>)));
-  Bytes bytes;
-  std::memcpy(&bytes, from, sizeof bytes);
-  return __builtin_convertvector(bytes, IVec<T>);
-}
-template <class T>
-inline IVec<T> get_choices(const int64_t* from) {
+template <class T, class I>
+inline IVec<T> get_choices(const I* from) {
+#ifdef KERNELZOO_ISA_avx512
+  if constexpr (sizeof(I) == 1 && sizeof(T) == 4)
+    return (IVec<T>)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#endif
   Choice<T> own[WIDTH<T>];
   for (int64_t i = 0; i < WIDTH<T>; ++i) own[i] = static_cast<Choice<T>>(from[i]);
   return loadi<T>(own);
@@ -105,7 +103,7 @@ inline void lanes_max(const S* x, const Place* places, int64_t n, S* y, I* index
   }
   for (int v = 0; v < NV; ++v) {
     narrowed(best[v], y + v * W);
-    if (index) put_choices<T>(choice[v], index + v * W);
+    if (index) put_choices<T, I>(choice[v], index + v * W);
   }
 }
 
@@ -149,7 +147,7 @@ inline void lanes_collect(const S* dy, const I* index, const Place* places, int6
     const IVec<T> own = Choice<T>(places[i].choice) - IVec<T>{};
     for (int v = 0; v < NV; ++v) {
       const Vec<T> value = widened(dy + places[i].offset + v * W);
-      const IVec<T> taken = get_choices<T>(index + places[i].offset + v * W) == own;
+      const IVec<T> taken = get_choices<T, I>(index + places[i].offset + v * W) == own;
       sum[v] = taken ? sum[v] + value : sum[v];
     }
   }

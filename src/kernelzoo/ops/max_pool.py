@@ -133,7 +133,7 @@ def _max_pool(rank, input, kernel_size, stride, padding, dilation, ceil_mode, re
     if not leaves_to_torch(input, SMALL) and is_image(input, rank):
         kernel, pad, step = each(kernel_size, rank), each(padding, rank), each(dilation, rank)
         move = kernel if stride is None or stride == [] or stride == () else each(stride, rank)
-        if None not in (kernel, pad, step, move) and _fits(input.shape[-rank:], kernel, move, pad, step):
+        if None not in (kernel, pad, step, move) and _fits(kernel, move, pad, step):
             ceil = bool(ceil_mode)
             out = tuple(map(output_size, input.shape[-rank:], kernel, move, pad, step, (ceil,) * rank))
             if all(size > 0 for size in out):
@@ -150,16 +150,10 @@ def _max_pool(rank, input, kernel_size, stride, padding, dilation, ceil_mode, re
     )
 
 
-def _fits(size, kernel, stride, padding, dilation):
-    """Whether torch takes these windows, and each holds at least one input."""
+def _fits(kernel, stride, padding, dilation):
     return all(
-        k > 0
-        and s > 0
-        and d > 0
-        and 0 <= p <= (d * (k - 1) + 1) // 2
-        and (d == 1 or n >= d)
-        and d * k < LONGEST
-        for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True)
+        k > 0 and s > 0 and d > 0 and 0 <= p <= (d * (k - 1) + 1) // 2 and d * k < LONGEST
+        for k, s, p, d in zip(kernel, stride, padding, dilation, strict=True)
     )
 
 
