@@ -11,7 +11,7 @@ enum PoolIndex { POOL_NONE, POOL_TAP, POOL_FLAT };  // none, uint8: the tap's nu
 // x (B, D, H, W, L), y and index (B, OD, OH, OW, L), contiguous.
 struct Pool {
   int64_t batch, lanes, in[3], out[3], kernel[3], dilation[3], stride, padding;  // the last dimension's
-  int64_t most;           // outputs that cover an input, at most
+  int64_t most[3];        // outputs that cover an input, at most, a dimension
   const int32_t* reach;   // (OD + OH + OW, 3): start, first tap, one past the last
   const int32_t* covers;  // (D + H + W, 2): first output, one past the last
   int index_kind;
@@ -50,10 +50,10 @@ struct PoolPhases {
   }
 };
 
-// Bytes: a list of places, 16 bytes each.
+// Bytes: the rows of a window or of what covers a row, and for each position what covers it: 16 bytes a place.
 inline int64_t pool_lanes_scratch(const Pool& a) {
-  const int64_t taps = a.kernel[0] * a.kernel[1] * a.kernel[2];
-  return 16 * (taps > a.most ? taps : a.most);
+  const int64_t rows = a.kernel[0] * a.kernel[1] + a.most[0] * a.most[1];
+  return 16 * (rows + a.in[2] * a.most[2]) + 8 * a.in[2];
 }
 // Bytes: phases; values, choices and the converted row (twice: in, out), of 8 bytes an element.
 inline int64_t pool_rows_scratch(const Pool& a) {

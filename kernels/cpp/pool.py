@@ -1,7 +1,5 @@
 """Max-pooling on CPU."""
 
-import math
-
 import torch
 
 from kernelzoo import _cpu
@@ -18,7 +16,7 @@ def _geometry(x, size, out, spec):
     stride = w.stride if w.uniform else 0
     return (
         w.reach.data_ptr(), w.covers.data_ptr(), x.shape[0], x.shape[4], tuple(size), tuple(out), w.kernel, w.dilation,
-        stride, w.padding, math.prod(w.most), DTYPES[x.dtype], torch.get_num_threads(),
+        stride, w.padding, w.most, DTYPES[x.dtype], torch.get_num_threads(),
     )  # fmt: skip
 
 

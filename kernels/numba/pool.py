@@ -21,22 +21,25 @@ def tap_at(i, start, dilation):
 
 
 # What a table of int64 holds for the kernels, in this order.
-(X, Y, CHOSEN, REACH, COVERS, LANES, D, H, W, OD, OH, OW, KH, KW, DD, DH, DW) = range(17)
+(X, Y, CHOSEN, REACH, COVERS, LANES, D, H, W, OD, OH, OW, KH, KW, DD, DH, DW, FLAT) = range(18)
 
 
 @functools.cache
-def _fwd_kernel(dtype, index, single):
+def _fwd_kernel(dtype, single):
     """single: L = 1, and pieces are of outputs of a row; else of lanes."""
     store_t, f, load, store = STORAGE[dtype]
-    index_t = np.int64 if index == "flat" else np.uint8
-    flat, none = index == "flat", index == "none"
 
     @kernel
     def _max_pool_fwd_kernel(first, last, args, p0, p1):
         """y and index. A unit is a row of OW outputs."""
         a = pointer(args[0], np.int64)
-        x_ptr, y_ptr, index_ptr = pointer(a[X], store_t), pointer(a[Y], store_t), pointer(a[CHOSEN], index_t)
-        reach, L = pointer(a[REACH], np.int32), a[LANES]
+        x_ptr, y_ptr, reach, L = (
+            pointer(a[X], store_t),
+            pointer(a[Y], store_t),
+            pointer(a[REACH], np.int32),
+            a[LANES],
+        )
+        tap_ptr, flat_ptr = pointer(a[CHOSEN], np.uint8), pointer(a[CHOSEN], np.int64)
         rd, rh, rw = 0, 3 * a[OD], 3 * (a[OD] + a[OH])
         best, choice = stack(PIECE, f), stack(PIECE, np.int64)
         pieces = 1 if single else (L + PIECE - 1) // PIECE
@@ -79,14 +82,14 @@ def _fwd_kernel(dtype, index, single):
                     to = (row * a[OW] + ow) * L + lane
                     for j in range(width):
                         y_ptr[to + j] = store(best[j])
-                        if flat:
+                        if a[FLAT] != 0:
                             taken = choice[j]
                             at_d = reach[d] + taken // (a[KW] * a[KH]) * a[DD]
                             at_h = reach[h] + taken // a[KW] % a[KH] * a[DH]
                             at_w = reach[w + 3 * j if single else w] + taken % a[KW] * a[DW]
-                            index_ptr[to + j] = (at_d * a[H] + at_h) * a[W] + at_w
-                        elif not none:
-                            index_ptr[to + j] = choice[j]
+                            flat_ptr[to + j] = (at_d * a[H] + at_h) * a[W] + at_w
+                        elif a[CHOSEN] != 0:
+                            tap_ptr[to + j] = choice[j]
 
     return _max_pool_fwd_kernel
 
@@ -153,7 +156,8 @@ def _bwd_kernel(dtype, flat, single):
 def _table(x, y, index, size, out, w):
     """The kernels' table for tensors of (B, ..., L)."""
     addresses = [0 if t is None else t.data_ptr() for t in (x, y, index, w.reach, w.covers)]
-    return torch.tensor([*addresses, x.shape[4], *size, *out, *w.kernel[1:], *w.dilation])
+    flat = index is not None and index.dtype == torch.int64
+    return torch.tensor([*addresses, x.shape[4], *size, *out, *w.kernel[1:], *w.dilation, flat])
 
 
 def max_pool_fwd(x, out, kernel, stride, padding, dilation, index, last):
@@ -164,7 +168,7 @@ def max_pool_fwd(x, out, kernel, stride, padding, dilation, index, last):
     y = memory.empty(shape, x.dtype)
     chosen = None if index == "none" else memory.empty(shape, INDEX[index])
     table = _table(x, y, chosen, size, out, w)
-    build = _fwd_kernel(x.dtype, index, x.shape[4] == 1)
+    build = _fwd_kernel(x.dtype, x.shape[4] == 1)
     launch(build, shape[0] * shape[1] * shape[2], y.numel(), (table.data_ptr(),))
     return unlaned(y, channels, last), None if chosen is None else unlaned(chosen, channels, last)
 

@@ -6,27 +6,24 @@
 
 #include "vectors.h"
 
+// Where something lies, and its share of what index holds: a row's and a position's share add up, to the tap's number
+// for POOL_TAP, to the place in the plane for POOL_FLAT.
 struct Place {
-  int64_t offset;  // of an element, L = 0
-  int64_t choice;  // what index holds where it was taken, for POOL_TAP and POOL_FLAT
+  int64_t offset;  // of an element, lane 0
+  int64_t choice;
 };
 
-// The taps of output (od, oh, ow), in order.
-inline int64_t taps_of(const Pool& a, int64_t od, int64_t oh, int64_t ow, Place* places) {
+// The rows of x in the windows of output row (od, oh), in order.
+inline int64_t rows_in(const Pool& a, int64_t od, int64_t oh, Place* rows) {
   const int32_t* d = a.reach + 3 * od;
   const int32_t* h = a.reach + 3 * (a.out[0] + oh);
-  const int32_t* w = a.reach + 3 * (a.out[0] + a.out[1] + ow);
   int64_t n = 0;
   for (int64_t p = d[1]; p < d[2]; ++p)
     for (int64_t q = h[1]; q < h[2]; ++q) {
       const int64_t row = ((d[0] + p * a.dilation[0]) * a.in[1] + h[0] + q * a.dilation[1]) * a.in[2];
       const int64_t tap = (p * a.kernel[1] + q) * a.kernel[2];
-      for (int64_t r = w[1]; r < w[2]; ++r) {
-        const int64_t flat = row + w[0] + r * a.dilation[2];
-        places[n++] = {flat * a.lanes, a.index_kind == POOL_FLAT ? flat : tap + r};
-      }
+      rows[n++] = {row * a.lanes, a.index_kind == POOL_FLAT ? row : tap};
     }
-  if (n == 0) places[0].choice = 0;  // a window with no input inside, by dilation: -inf
   return n;
 }
 
@@ -36,24 +33,30 @@ inline int64_t tap_at(int64_t i, int64_t start, int64_t dilation) {
   return (i - start) % dilation ? -1 : (i - start) / dilation;
 }
 
-// The outputs whose windows hold input (d, h, w).
-inline int64_t covers_of(const Pool& a, int64_t d, int64_t h, int64_t w, Place* places) {
+// The rows of y whose windows hold row (d, h) of x.
+inline int64_t rows_over(const Pool& a, int64_t d, int64_t h, Place* rows) {
   const int32_t* cd = a.covers + 2 * d;
   const int32_t* ch = a.covers + 2 * (a.in[0] + h);
-  const int32_t* cw = a.covers + 2 * (a.in[0] + a.in[1] + w);
-  const int64_t flat = (d * a.in[1] + h) * a.in[2] + w;
   int64_t n = 0;
   for (int64_t od = cd[0]; od < cd[1]; ++od) {
     const int64_t p = tap_at(d, a.reach[3 * od], a.dilation[0]);
     for (int64_t oh = ch[0]; oh < ch[1]; ++oh) {
       const int64_t q = tap_at(h, a.reach[3 * (a.out[0] + oh)], a.dilation[1]);
-      for (int64_t ow = cw[0]; ow < cw[1]; ++ow) {
-        const int64_t r = tap_at(w, a.reach[3 * (a.out[0] + a.out[1] + ow)], a.dilation[2]);
-        if (p < 0 || q < 0 || r < 0) continue;
-        const int64_t tap = (p * a.kernel[1] + q) * a.kernel[2] + r;
-        places[n++] = {((od * a.out[1] + oh) * a.out[2] + ow) * a.lanes, a.index_kind == POOL_FLAT ? flat : tap};
-      }
+      if (p < 0 || q < 0) continue;
+      const int64_t choice = a.index_kind == POOL_FLAT ? (d * a.in[1] + h) * a.in[2] : (p * a.kernel[1] + q) * a.kernel[2];
+      rows[n++] = {(od * a.out[1] + oh) * a.out[2] * a.lanes, choice};
     }
+  }
+  return n;
+}
+
+// The outputs of a row whose windows hold position w.
+inline int64_t outputs_over(const Pool& a, int64_t w, Place* outputs) {
+  const int32_t* cw = a.covers + 2 * (a.in[0] + a.in[1] + w);
+  int64_t n = 0;
+  for (int64_t ow = cw[0]; ow < cw[1]; ++ow) {
+    const int64_t r = tap_at(w, a.reach[3 * (a.out[0] + a.out[1] + ow)], a.dilation[2]);
+    if (r >= 0) outputs[n++] = {ow * a.lanes, a.index_kind == POOL_FLAT ? w : r};
   }
   return n;
 }
@@ -82,23 +85,38 @@ inline IVec<T> get_choices(const I* from) {
 
 // ---- along the lanes
 
+// A window: its rows, and of each the positions.
+struct Window {
+  const Place* rows;
+  int64_t count;
+  Place first;        // of the positions
+  Place step;         // from one to the next
+  int64_t positions;  // in a row
+  int64_t earliest;   // the choice where all is -inf
+};
+
 // NV vectors of lanes of one output.
 template <class S, class T, class I, int NV>
-inline void lanes_max(const S* x, const Place* places, int64_t n, S* y, I* index) {
+inline void lanes_max(const S* x, const Window& w, S* y, I* index) {
   constexpr int64_t W = WIDTH<T>;
   Vec<T> best[NV];
   IVec<T> choice[NV];
   for (int v = 0; v < NV; ++v) {
     best[v] = splat(T(-INFINITY));
-    choice[v] = Choice<T>(places[0].choice) - IVec<T>{};
+    choice[v] = Choice<T>(w.earliest) - IVec<T>{};
   }
-  for (int64_t i = 0; i < n; ++i) {
-    const IVec<T> own = Choice<T>(places[i].choice) - IVec<T>{};
-    for (int v = 0; v < NV; ++v) {
-      const Vec<T> value = widened(x + places[i].offset + v * W);
-      const IVec<T> up = (value > best[v]) | (value != value);  // the last nan stays, as in torch
-      best[v] = up ? value : best[v];
-      if (index) choice[v] = up ? own : choice[v];
+  for (int64_t i = 0; i < w.count; ++i) {
+    const S* from = x + w.rows[i].offset + w.first.offset;
+    Choice<T> own = static_cast<Choice<T>>(w.rows[i].choice + w.first.choice);
+    for (int64_t c = 0; c < w.positions; ++c) {
+      for (int v = 0; v < NV; ++v) {
+        const Vec<T> value = widened(from + v * W);
+        const IVec<T> up = (value > best[v]) | (value != value);  // the last nan stays, as in torch
+        best[v] = up ? value : best[v];
+        if (index) choice[v] = up ? own - IVec<T>{} : choice[v];
+      }
+      from += w.step.offset;
+      own += static_cast<Choice<T>>(w.step.choice);
     }
   }
   for (int v = 0; v < NV; ++v) {
@@ -107,74 +125,108 @@ inline void lanes_max(const S* x, const Place* places, int64_t n, S* y, I* index
   }
 }
 
+// The same of one lane.
 template <class S, class T, class I>
-void lanes_fwd_of(const Pool& a, int64_t first, int64_t last, Place* places) {
+inline void lane_max(const S* x, const Window& w, S* y, I* index) {
+  T best = -INFINITY;
+  int64_t choice = w.earliest;
+  for (int64_t i = 0; i < w.count; ++i)
+    for (int64_t c = 0; c < w.positions; ++c) {
+      const T value = widened_one(x + w.rows[i].offset + w.first.offset + c * w.step.offset);
+      const bool up = value > best || value != value;
+      best = up ? value : best;
+      choice = up ? w.rows[i].choice + w.first.choice + c * w.step.choice : choice;
+    }
+  narrowed_one(best, y);
+  if (index) *index = static_cast<I>(choice);
+}
+
+template <class S, class T, class I>
+void lanes_fwd_of(const Pool& a, int64_t first, int64_t last, Place* rows) {
   constexpr int64_t W = WIDTH<T>;
-  const int64_t plane = a.in[0] * a.in[1] * a.in[2] * a.lanes;
+  const int64_t L = a.lanes, plane = a.in[0] * a.in[1] * a.in[2] * L;
+  const bool flat = a.index_kind == POOL_FLAT;
+  Window w = {};
+  w.rows = rows;
+  w.step = {a.dilation[2] * L, flat ? a.dilation[2] : 1};
   for (int64_t row = first; row < last; ++row) {
     const int64_t oh = row % a.out[1], od = row / a.out[1] % a.out[0];
+    const int32_t* reach = a.reach + 3 * (a.out[0] + a.out[1]);
     const S* x = static_cast<const S*>(a.x) + row / a.out[1] / a.out[0] * plane;
-    for (int64_t ow = 0; ow < a.out[2]; ++ow) {
-      const int64_t n = taps_of(a, od, oh, ow, places), at = (row * a.out[2] + ow) * a.lanes;
+    w.count = rows_in(a, od, oh, rows);
+    for (int64_t ow = 0; ow < a.out[2]; ++ow, reach += 3) {
+      const int64_t position = reach[0] + reach[1] * a.dilation[2], at = (row * a.out[2] + ow) * L;
+      w.first = {position * L, flat ? position : reach[1]};
+      w.positions = reach[2] - reach[1];
+      w.earliest = w.count ? rows[0].choice + w.first.choice : 0;  // by dilation a window may hold no input: -inf
       S* y = static_cast<S*>(a.y) + at;
       I* index = a.index ? static_cast<I*>(a.index) + at : nullptr;
       int64_t l = 0;
-      for (; l + 4 * W <= a.lanes; l += 4 * W)
-        lanes_max<S, T, I, 4>(x + l, places, n, y + l, index ? index + l : nullptr);
-      for (; l + W <= a.lanes; l += W)
-        lanes_max<S, T, I, 1>(x + l, places, n, y + l, index ? index + l : nullptr);
-      for (; l < a.lanes; ++l) {
-        T best = -INFINITY;
-        int64_t choice = places[0].choice;
-        for (int64_t i = 0; i < n; ++i) {
-          const T value = widened_one(x + l + places[i].offset);
-          const bool up = value > best || value != value;
-          best = up ? value : best;
-          choice = up ? places[i].choice : choice;
-        }
-        narrowed_one(best, y + l);
-        if (index) index[l] = static_cast<I>(choice);
-      }
+      for (; l + 4 * W <= L; l += 4 * W) lanes_max<S, T, I, 4>(x + l, w, y + l, index ? index + l : nullptr);
+      for (; l + W <= L; l += W) lanes_max<S, T, I, 1>(x + l, w, y + l, index ? index + l : nullptr);
+      for (; l < L; ++l) lane_max<S, T, I>(x + l, w, y + l, index ? index + l : nullptr);
     }
   }
 }
 
+// What may have taken an input: outputs of `rows` rows, `outputs` of each.
+struct Covers {
+  const Place *rows, *outputs;
+  int64_t row_count, output_count;
+};
+
+// NV vectors of lanes of one input.
 template <class S, class T, class I, int NV>
-inline void lanes_collect(const S* dy, const I* index, const Place* places, int64_t n, S* dx) {
+inline void lanes_collect(const S* dy, const I* index, const Covers& covers, S* dx) {
   constexpr int64_t W = WIDTH<T>;
   Vec<T> sum[NV] = {};
-  for (int64_t i = 0; i < n; ++i) {
-    const IVec<T> own = Choice<T>(places[i].choice) - IVec<T>{};
-    for (int v = 0; v < NV; ++v) {
-      const Vec<T> value = widened(dy + places[i].offset + v * W);
-      const IVec<T> taken = get_choices<T, I>(index + places[i].offset + v * W) == own;
-      sum[v] = taken ? sum[v] + value : sum[v];
+  for (int64_t i = 0; i < covers.row_count; ++i)
+    for (int64_t k = 0; k < covers.output_count; ++k) {
+      const int64_t offset = covers.rows[i].offset + covers.outputs[k].offset;
+      const IVec<T> own = static_cast<Choice<T>>(covers.rows[i].choice + covers.outputs[k].choice) - IVec<T>{};
+      for (int v = 0; v < NV; ++v) {
+        const IVec<T> taken = get_choices<T, I>(index + offset + v * W) == own;
+        sum[v] = taken ? sum[v] + widened(dy + offset + v * W) : sum[v];
+      }
     }
-  }
   for (int v = 0; v < NV; ++v) narrowed(sum[v], dx + v * W);
 }
 
 template <class S, class T, class I>
-void lanes_bwd_of(const Pool& a, int64_t first, int64_t last, Place* places) {
+inline void lane_collect(const S* dy, const I* index, const Covers& covers, S* dx) {
+  T sum = 0;
+  for (int64_t i = 0; i < covers.row_count; ++i)
+    for (int64_t k = 0; k < covers.output_count; ++k) {
+      const int64_t offset = covers.rows[i].offset + covers.outputs[k].offset;
+      if (static_cast<int64_t>(index[offset]) == covers.rows[i].choice + covers.outputs[k].choice)
+        sum += widened_one(dy + offset);
+    }
+  narrowed_one(sum, dx);
+}
+
+template <class S, class T, class I>
+void lanes_bwd_of(const Pool& a, int64_t first, int64_t last, Place* scratch) {
   constexpr int64_t W = WIDTH<T>;
-  const int64_t plane = a.out[0] * a.out[1] * a.out[2] * a.lanes;
+  const int64_t L = a.lanes, plane = a.out[0] * a.out[1] * a.out[2] * L;
+  Place* const rows = scratch;
+  Place* const outputs = rows + a.most[0] * a.most[1];  // most[2] for each position
+  int64_t* const counts = reinterpret_cast<int64_t*>(outputs + a.most[2] * a.in[2]);
+  for (int64_t w = 0; w < a.in[2]; ++w) counts[w] = outputs_over(a, w, outputs + a.most[2] * w);
+  Covers covers = {};
+  covers.rows = rows;
   for (int64_t row = first; row < last; ++row) {
     const int64_t h = row % a.in[1], d = row / a.in[1] % a.in[0], b = row / a.in[1] / a.in[0];
     const S* dy = static_cast<const S*>(a.dy) + b * plane;
     const I* index = static_cast<const I*>(a.index) + b * plane;
+    covers.row_count = rows_over(a, d, h, rows);
     for (int64_t w = 0; w < a.in[2]; ++w) {
-      const int64_t n = covers_of(a, d, h, w, places);
-      S* dx = static_cast<S*>(a.dx) + (row * a.in[2] + w) * a.lanes;
+      covers.outputs = outputs + a.most[2] * w;
+      covers.output_count = counts[w];
+      S* dx = static_cast<S*>(a.dx) + (row * a.in[2] + w) * L;
       int64_t l = 0;
-      for (; l + 4 * W <= a.lanes; l += 4 * W) lanes_collect<S, T, I, 4>(dy + l, index + l, places, n, dx + l);
-      for (; l + W <= a.lanes; l += W) lanes_collect<S, T, I, 1>(dy + l, index + l, places, n, dx + l);
-      for (; l < a.lanes; ++l) {
-        T sum = 0;
-        for (int64_t i = 0; i < n; ++i)
-          if (static_cast<int64_t>(index[l + places[i].offset]) == places[i].choice)
-            sum += widened_one(dy + l + places[i].offset);
-        narrowed_one(sum, dx + l);
-      }
+      for (; l + 4 * W <= L; l += 4 * W) lanes_collect<S, T, I, 4>(dy + l, index + l, covers, dx + l);
+      for (; l + W <= L; l += W) lanes_collect<S, T, I, 1>(dy + l, index + l, covers, dx + l);
+      for (; l < L; ++l) lane_collect<S, T, I>(dy + l, index + l, covers, dx + l);
     }
   }
 }
