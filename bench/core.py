@@ -98,6 +98,10 @@ def op_case(id, op, dtype, make, ours, eager, results, *, peers=None, floors=Non
         dy = [  # laid out as the results
             torch.empty_like(y).copy_(torch.randn(y.shape, generator=seeded, device=DEVICE)) for y in results
         ]
+            dy = [torch.empty_like(y) for y in results_of(eager(*tensors))]  # in the results' layouts
+        seeded = torch.Generator(DEVICE).manual_seed(2)
+        for one in dy:
+            one.copy_(torch.randn(one.shape, generator=seeded, device=DEVICE))
 
         def step(function, tensors=tensors, dy=dy):
             if not backward:

@@ -16,7 +16,7 @@ LANGUAGES = {
 # what launchers share
 SHARED = {
     f"kernelzoo.kernels.{name}"
-    for name in ("memory", "batch_norm", "class_loss", "conv", "elementwise_loss", "gated", "rnn")
+    for name in ("memory", "batch_norm", "class_loss", "conv", "elementwise_loss", "gated", "pool", "rnn")
 }
 STANDARD = {
     "ctypes",

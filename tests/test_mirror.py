@@ -20,6 +20,21 @@ DOCUMENTED = {
     **{
         f"conv_transpose{n}d": "(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1)"
         for n in (1, 2, 3)
+        name: f"(input, output_size{rest})"
+        for name, rest in (
+            ("adaptive_avg_pool1d", ""),
+            *((f"adaptive_max_pool{rank}d", ", return_indices=False") for rank in (1, 2, 3)),
+        )
+    },
+    **{
+        f"avg_pool{rank}d": "(input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True"
+        + (", divisor_override=None)" if rank > 1 else ")")
+        for rank in (1, 2, 3)
+    },
+    **{
+        f"max_pool{rank}d": "(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, "
+        "return_indices=False)"
+        for rank in (1, 2, 3)
     },
     "gelu": "(input, approximate='none')",
     "hardshrink": "(input, lambd=0.5)",
@@ -39,6 +54,24 @@ MODULES = {
         for kind in ("", "Transpose")
         for n in (1, 2, 3)
     },
+        f"AdaptiveAvgPool{rank}d": ((2,), lambda rank=rank: (torch.randn(2, 4, *(5,) * rank),))
+        for rank in (1, 2, 3)
+    },
+    **{
+        f"AdaptiveMaxPool{rank}d": ((2,), lambda rank=rank: (torch.randn(2, 4, *(5,) * rank),))
+        for rank in (1, 2, 3)
+    },
+    **{
+        f"AvgPool{rank}d": ((2, 1, 1), lambda rank=rank: (torch.randn(2, 4, *(5,) * rank),))
+        for rank in (1, 2, 3)
+    },
+    **{
+        f"MaxPool{rank}d": ((3, 2, 1, 1), lambda rank=rank: (torch.randn(2, 4, *(5,) * rank),))
+        for rank in (1, 2, 3)
+    },
+    "Upsample": ((None, 2.0, "linear"), lambda: (torch.randn(2, 4, 5),)),
+    "UpsamplingBilinear2d": ((None, 2.0), lambda: (torch.randn(2, 4, 5, 3),)),
+    "UpsamplingNearest2d": (((7, 6),), lambda: (torch.randn(2, 4, 5, 3),)),
     "GroupNorm": ((1, 3), None),
     "LayerNorm": ((3,), None),
     "BatchNorm1d": ((3,), None),

@@ -18,6 +18,7 @@ void bind_embedding(py::module_& m);
 void bind_glu(py::module_& m);
 void bind_loss(py::module_& m);
 void bind_norm(py::module_& m);
+void bind_pool(py::module_& m);
 void bind_rnn(py::module_& m);
 void bind_rotary(py::module_& m);
 
@@ -98,6 +99,7 @@ PYBIND11_MODULE(_cpu, m) {
   bind_glu(m);
   bind_loss(m);
   bind_norm(m);
+  bind_pool(m);
   bind_rnn(m);
   bind_rotary(m);
 }

@@ -29,11 +29,20 @@ from .ops.attention import attention_varlen, scaled_dot_product_attention
 from .ops.attention_decode import attention_decode
 from .ops.batch_norm import batch_norm, instance_norm
 from .ops.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
+from .ops.avg_pool import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+)
 from .ops.cross_entropy import cross_entropy, nll_loss
 from .ops.dropout import dropout, dropout_add
 from .ops.embedding import embedding
 from .ops.glu import geglu, glu, reglu, swiglu
 from .ops.group_norm import group_norm
+from .ops.interpolate import interpolate, upsample, upsample_bilinear, upsample_nearest
 from .ops.linear import linear
 from .ops.linear_cross_entropy import linear_cross_entropy
 from .ops.loss import (
@@ -44,6 +53,14 @@ from .ops.loss import (
     l1_loss,
     mse_loss,
     smooth_l1_loss,
+)
+from .ops.max_pool import (
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    adaptive_max_pool3d,
+    max_pool1d,
+    max_pool2d,
+    max_pool3d,
 )
 from .ops.norm import layer_norm, rms_norm
 from .ops.rnn import gru, lstm, rnn

@@ -285,6 +285,29 @@ def _rnn_cases():
             )
 
 
+def _pool_cases():
+    """Both layouts; windows that overlap, reach into the padding, and differ in size; three kinds of interpolation."""
+    calls = (
+        ("max_pool2d", (3, 2, 1)),
+        ("avg_pool2d", (3, 2, 1, True, False)),
+        ("adaptive_max_pool2d", (5,)),
+        ("adaptive_avg_pool2d", (1,)),
+        ("interpolate", (None, 2.0, "nearest")),
+        ("interpolate", (None, 1.7, "bilinear")),
+        ("interpolate", ((8, 9), None, "bilinear", True)),
+    )
+    for name, args in calls:
+        for last in (False, True):
+
+            def given(module, x, name=name, args=args, last=last):
+                x = x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
+                return getattr(module, name)(x, *args)
+
+            said = f"{name} {args} 2x19x13x22{' channels last' if last else ''}"
+            ours, theirs = (functools.partial(given, module) for module in (F, T))
+            yield Case(said, _normal((2, 19, 13, 22)), ours, theirs, large=args[0] != 3 or last)
+
+
 CASES = {
     "linear": _linear_cases,
     "activation": _activation_cases,
@@ -293,6 +316,7 @@ CASES = {
     "conv": _conv_cases,
     "norm": _norm_cases,
     "batch_norm": _batch_norm_cases,
+    "pool": _pool_cases,
     "rnn": _rnn_cases,
     "rotary": _rotary_cases,
     "glu": _glu_cases,
