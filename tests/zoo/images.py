@@ -170,7 +170,7 @@ SMALL = {
         lambda: their_segmentation("deeplabv3", "_deeplabv3_resnet"),
         {**ONES, **AUX},
         1,
-        33,
+        9,
     ),
     "googlenet": Case(
         "googlenet", lambda: models().googlenet(num_classes=CLASSES, init_weights=True), {}, 15, 96

@@ -34,7 +34,7 @@ NAMES = [
     if isinstance(kind := zoo.registry._MODELS[name], type) and issubclass(kind, ImageModel) and kind.sized
 ]
 LARGE = ("alexnet", "inception_v3", "googlenet")  # no smaller form of the architecture
-DEFAULT = ("resnet", "seresnet", "densenet", "mobilenet_v3", "efficientnet", "convnext", "deeplabv3")
+DEFAULT = ("resnet", "densenet", "mobilenet_v3", "efficientnet", "convnext")
 
 
 def some(names, default):
@@ -73,7 +73,9 @@ def test_names_and_shapes(name):
     assert [key for key, _ in mine.named_parameters()] == [key for key, _ in theirs.named_parameters()]
 
 
-@pytest.mark.parametrize("case", some(SMALL, (*DEFAULT, "resnext", "mobilenet_v2", "fcn", "googlenet")))
+@pytest.mark.parametrize(
+    "case", some(SMALL, (*DEFAULT, "seresnet", "resnext", "mobilenet_v2", "deeplabv3", "googlenet"))
+)
 def test_outputs_and_gradients(case, tmp_path):
     case = SMALL[case]
     theirs = randomise(case.theirs())
@@ -88,11 +90,23 @@ def test_outputs_and_gradients_in_full(name, tmp_path):
     compare(theirs, loaded(case, theirs, tmp_path), case.size, case.training_size)
 
 
+@pytest.mark.parametrize("norm", [False, True])
+def test_features_of_vgg(norm):
+    """Without the dense layers, whose 100 million weights torchvision does not leave out."""
+    cfg = (8, "M", 12, 16, "M")
+    theirs = torchvision().models.vgg.make_layers(cfg, batch_norm=norm).double()
+    mine = zoo.create("vgg11_bn" if norm else "vgg11", cfg=cfg, num_classes=CLASSES).features.double()
+    mine.load_state_dict(randomise(theirs).state_dict())
+    same(*(results(model, images(11, torch.float64)) for model in (mine, theirs)))
+
+
 def start(model):
     return {key: t.clone() for key, t in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("case", some(SMALL, (*DEFAULT, "resnext", "mobilenet_v2", "googlenet")))
+@pytest.mark.parametrize(
+    "case", some(SMALL, (*DEFAULT, "seresnet", "mobilenet_v2", "deeplabv3", "googlenet"))
+)
 def test_the_same_start_from_the_same_seed(case):
     case = SMALL[case]
     torch.manual_seed(3)
@@ -103,11 +117,11 @@ def test_the_same_start_from_the_same_seed(case):
     # torchvision builds a classifier of images first and leaves it out: other draws, of the same spread
     for key, t in ours(case).state_dict().items():
         expected = theirs.state_dict()[key]
-        if t.numel() > 1000:
+        if expected.eq(expected.flatten()[0]).all():
+            assert torch.equal(t, expected)
+        elif t.numel() > 1000:
             torch.testing.assert_close(t.std(), expected.std(), rtol=0.1, atol=0)
             assert t.mean().abs() < 0.1 * t.std()
-        elif t.std() == 0 or not t.dim():
-            assert torch.equal(t, expected)
 
 
 @slow
@@ -141,7 +155,7 @@ def test_plain_twin(case):
     same(*(results(still(model).double(), x) for model in (mine, plain)))
 
 
-@pytest.mark.parametrize("case", some(SMALL, ("resnet", "efficientnet")))
+@pytest.mark.parametrize("case", some(SMALL, ("resnet",)))
 def test_compiles_whole(case):
     case = SMALL[case]
     model, x = ours(case).eval(), images(case.size)
@@ -167,12 +181,20 @@ def test_exports(case):
     same(parts(program.module()(x)), parts(model(x)))
 
 
+class Tracer(torch.fx.Tracer):
+    """Our layers are calls in the graph, as torch's are."""
+
+    def is_leaf_module(self, module, name):
+        ours = type(module).__module__.startswith(("kernelzoo.nn", "kernelzoo.zoo.plain"))
+        return ours or super().is_leaf_module(module, name)
+
+
 @pytest.mark.parametrize("case", some(SMALL, ("resnet", "googlenet")))
 def test_symbolic_trace(case):
     """Checks of images are one call in the graph."""
     case = SMALL[case]
     model, x = ours(case).eval(), images(case.size)
-    traced = torch.fx.symbolic_trace(model)
+    traced = torch.fx.GraphModule(model, Tracer().trace(model))
     same(parts(traced(x)), parts(model(x)))
     with pytest.raises(ValueError, match="images have shape"):
         traced(x[:, :2])
@@ -302,7 +324,7 @@ def test_auxiliary_classifiers_follow_from_the_weights(aux, tmp_path):
 
 def test_a_new_head(weights, tmp_path):
     file = write(weights, tmp_path)
-    refused(file, r"fc.weight in .* \(7, 512\); expected \(3, 512\); .* new_head=True", num_classes=3)
+    refused(file, r"fc.bias in .* \(7,\); expected \(3,\); .* new_head=True", num_classes=3)
     model = read(file, num_classes=3, new_head=True)
     assert model.fc.weight.shape == (3, 512)
     assert torch.equal(model.layer4[0].conv2.weight, weights["layer4.0.conv2.weight"])
@@ -367,7 +389,10 @@ def test_a_sized_model_needs_its_settings(tmp_path):
 # -- bad input
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    some(NAMES, (*LARGE, "vgg11", "resnet18", "densenet121", "convnext_tiny", "mobilenet_v3_small")),
+)
 def test_the_smallest_image(name):
     """The limit is where torch's own layers refuse, no higher."""
     with torch.device("meta"):
@@ -400,10 +425,11 @@ def test_options_that_are_refused():
         zoo.create("resnet18", replace_stride_with_dilation=(True, False, False))
     with pytest.raises(ValueError, match=r"layers is \(1, 1, 1\).*expected four numbers"):
         zoo.create("resnet18", layers=(1, 1, 1))
-    with pytest.raises(ValueError, match=r"p is 1\.5; expected a probability"):
+    with pytest.raises(ValueError, match=r"p is 1\.\d+; expected a probability"):
         zoo.create("convnext_tiny", stochastic_depth_prob=1.5)
     with pytest.raises(ValueError, match="inverted_residual_setting has no block"):
         zoo.create("efficientnet_b0", depth_mult=0)
+    assert zoo.registry.mistyped("resnet18", {"layers": "1"}) == "layers is '1'; expected tuple[int, ...]"
     with pytest.raises(TypeError, match=r"no option 'num_class'; did you mean 'num_classes'\? .*groups=32"):
         zoo.create("resnext50_32x4d", num_class=3)
 

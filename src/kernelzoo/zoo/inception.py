@@ -66,14 +66,16 @@ class AuxiliaryModel(ImageModel):
         self.check(x)
         if not self.options["transform_input"]:
             return x
-        mean, std = (x.new_tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-        return x * (std / 0.5) + (mean - 0.5) / 0.5
+        channels = zip(x.unbind(1), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)
+        return torch.stack([c * (std / 0.5) + (mean - 0.5) / 0.5 for c, mean, std in channels], 1)
 
     def _initialise(self, std: float, **others: float) -> None:
-        """Truncated normal weights; others: deviations of the weights of layers called otherwise."""
-        normal = functools.partial(torch.nn.init.trunc_normal_, a=-2, b=2)
+        """Truncated normal weights; others: deviations of the weights of layers by their names."""
         special = {id(self.get_submodule(name).weight): value for name, value in others.items()}
-        draw = lambda weight: normal(weight, std=special.get(id(weight), std))  # noqa: E731
+
+        def draw(weight: Tensor) -> None:
+            torch.nn.init.trunc_normal_(weight, std=special.get(id(weight), std), a=-2, b=2)
+
         initialise(self, draw, draw, biases=False)
 
 

@@ -99,7 +99,17 @@ def batch_norm(nn: Any, channels: int, act: str | None = None, **how: Any) -> to
     return with_act(nn, "BatchNorm2d")(channels, act=act, **how)
 
 
-class ConvNorm(kz_nn.Sequential):
+class Chain(kz_nn.Sequential):
+    """Layers one after the other, the last of which adds a residual."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        *first, last = self
+        for layer in first:
+            x = layer(x)
+        return last(x, residual=residual)
+
+
+class ConvNorm(Chain):
     """y = act(norm(conv(x)) + residual), of the size of x at stride 1. 0 is the convolution, 1 the norm."""
 
     def __init__(
@@ -120,17 +130,6 @@ class ConvNorm(kz_nn.Sequential):
             nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False),
             batch_norm(nn, outputs, act, **norm),
         )
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return through(self, x, residual)
-
-
-def through(layers: torch.nn.Sequential, x: Tensor, residual: Tensor | None = None) -> Tensor:
-    """x through the layers, the last of which adds the residual."""
-    *first, last = layers
-    for layer in first:
-        x = layer(x)
-    return last(x, residual=residual)
 
 
 class SqueezeExcite(kz_nn.Module):
@@ -215,13 +214,13 @@ class InvertedResidual(kz_nn.Module):
         if squeezed is not None:
             layers.append(SqueezeExcite(expanded, squeezed, squeeze_act, gate, nn=nn))
         layers.append(ConvNorm(expanded, outputs, 1, act=None, nn=nn, **norm))
-        self.block = nn.Sequential(*layers)
+        self.block = Chain(*layers)
         self.stochastic_depth = StochasticDepth(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.residual and self.stochastic_depth.active:
             return self.stochastic_depth(self.block(x)) + x
-        return through(self.block, x, x if self.residual else None)
+        return self.block(x, x if self.residual else None)
 
 
 def divisible(channels: float, by: int = 8) -> int:
