@@ -257,6 +257,7 @@ def test_what_we_save_torchvision_reads(case, tmp_path):
     load_file = pytest.importorskip("safetensors.torch", reason="safetensors is not installed").load_file
     case = SMALL[case]
     mine = randomise(ours(case)).eval()
+    mine.label_names = tuple("abcdefg")
     zoo.save(mine, tmp_path)
     theirs = case.theirs().eval()
     theirs.load_state_dict(load_file(tmp_path / "model.safetensors"))
@@ -264,6 +265,7 @@ def test_what_we_save_torchvision_reads(case, tmp_path):
     torch.testing.assert_close(theirs(x), mine(x))
     again = zoo.load(case.name, tmp_path)
     assert again.options == json.loads(json.dumps(mine.options))
+    assert again.label_names == mine.label_names
     assert torch.equal(again(x), mine(x))
 
 
