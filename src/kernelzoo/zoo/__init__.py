@@ -5,7 +5,25 @@ A model is built from layers only and takes the namespace they come from as its 
 same `state_dict` keys, same initialisation from the same seed).
 """
 
-from . import bert, feedforward, gpt2, llama, plain, recurrent, roberta, seq2seq, transformer, vit
+from . import (
+    bert,
+    convnet,
+    convnext,
+    densenet,
+    feedforward,
+    gpt2,
+    inception,
+    llama,
+    mobilenet,
+    plain,
+    recurrent,
+    resnet,
+    roberta,
+    segmentation,
+    seq2seq,
+    transformer,
+    vit,
+)
 from .base import CheckpointError
 from .checkpoints import save
 from .registry import create, load, options, register
@@ -14,18 +32,25 @@ from .registry import list_models as list
 __all__ = [
     "CheckpointError",
     "bert",
+    "convnet",
+    "convnext",
     "create",
+    "densenet",
     "feedforward",
     "gpt2",
+    "inception",
     "list",
     "llama",
     "load",
+    "mobilenet",
     "options",
     "plain",
     "recurrent",
     "register",
+    "resnet",
     "roberta",
     "save",
+    "segmentation",
     "seq2seq",
     "transformer",
     "vit",
