@@ -15,7 +15,8 @@ LANGUAGES = {
 }
 # what launchers share
 SHARED = {
-    f"kernelzoo.kernels.{name}" for name in ("memory", "class_loss", "elementwise_loss", "gated", "rnn")
+    f"kernelzoo.kernels.{name}"
+    for name in ("memory", "class_loss", "conv", "elementwise_loss", "gated", "rnn")
 }
 STANDARD = {
     "ctypes",

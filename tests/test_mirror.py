@@ -13,6 +13,14 @@ from kernelzoo import nn, optim
 
 # torch's own are built-ins without a signature: theirs as documented
 DOCUMENTED = {
+    **{
+        f"conv{n}d": "(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)"
+        for n in (1, 2, 3)
+    },
+    **{
+        f"conv_transpose{n}d": "(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1)"
+        for n in (1, 2, 3)
+    },
     "gelu": "(input, approximate='none')",
     "hardshrink": "(input, lambd=0.5)",
     "linear": "(input, weight, bias=None)",
@@ -26,6 +34,11 @@ DOCUMENTED = {
 
 # module: constructor arguments, inputs; () and (4, 3) normal numbers unless listed
 MODULES = {
+    **{
+        f"Conv{kind}{n}d": ((3, 4, 2), lambda n=n: (torch.randn(2, 3, *(6, 5, 4)[:n]),))
+        for kind in ("", "Transpose")
+        for n in (1, 2, 3)
+    },
     "GroupNorm": ((1, 3), None),
     "LayerNorm": ((3,), None),
     "Embedding": ((10, 5), lambda: (torch.randint(10, (4, 3)),)),
@@ -122,8 +135,8 @@ def test_linear_act_module():
 
 
 def test_every_other_name_is_torchs_own():
-    assert F.conv2d is torch.nn.functional.conv2d
-    assert nn.Conv2d is torch.nn.Conv2d
+    assert F.fold is torch.nn.functional.fold
+    assert nn.LazyConv2d is torch.nn.LazyConv2d
     assert nn.functional is F
     assert optim.AdamW is torch.optim.AdamW
     assert set(dir(torch.nn)) <= set(dir(nn))

@@ -10,6 +10,7 @@ namespace py = pybind11;
 
 // One an op, in bind_<op>.cpp.
 void bind_attention(py::module_& m);
+void bind_conv(py::module_& m);
 void bind_cross_entropy(py::module_& m);
 void bind_dropout(py::module_& m);
 void bind_embedding(py::module_& m);
@@ -88,6 +89,7 @@ PYBIND11_MODULE(_cpu, m) {
       no_gil);
 
   bind_attention(m);
+  bind_conv(m);
   bind_cross_entropy(m);
   bind_dropout(m);
   bind_embedding(m);

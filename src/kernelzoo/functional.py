@@ -27,6 +27,7 @@ from .ops.activation import (
 )
 from .ops.attention import attention_varlen, scaled_dot_product_attention
 from .ops.attention_decode import attention_decode
+from .ops.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from .ops.cross_entropy import cross_entropy, nll_loss
 from .ops.dropout import dropout, dropout_add
 from .ops.embedding import embedding

@@ -29,6 +29,7 @@ from .activation import (
     Threshold,
 )
 from .attention import MultiheadAttention
+from .conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from .dropout import Dropout
 from .embedding import Embedding
 from .glu import GLU, GatedMLP

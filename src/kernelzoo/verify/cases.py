@@ -200,6 +200,37 @@ def _cross_entropy_cases():
     )
 
 
+def _conv_cases():
+    """Every function; a filter a channel, both orders of memory."""
+    cases = (
+        ("conv2d", (2, 9, 17, 19), (14, 9, 3, 3), {"padding": 1}),
+        ("conv2d", (2, 8, 13, 15), (6, 4, 3, 2), {"stride": 2, "groups": 2}),
+        ("conv1d", (2, 7, 37), (5, 7, 4), {"dilation": 2}),
+        ("conv3d", (1, 4, 5, 6, 7), (5, 4, 2, 3, 3), {"padding": 1}),
+        ("conv_transpose2d", (2, 6, 7, 9), (6, 5, 3, 3), {"stride": 2, "output_padding": 1}),
+        ("conv1d", (2, 19, 131), (19, 1, 4), {"padding": 3, "groups": 19}),
+        ("conv2d", (2, 19, 17, 15), (19, 1, 3, 3), {"padding": 1, "groups": 19}),
+    )
+    for name, x, w, options in cases:
+        channels = w[1] * options.get("groups", 1) if "transpose" in name else w[0]
+        ours, theirs = (functools.partial(getattr(m, name), **options) for m in (F, T))
+        said = "".join(f" {key}={value}" for key, value in options.items())
+        for act in (None, "gelu"):
+            chosen = parse("verify", act)
+            yield Case(
+                f"{name} {'x'.join(map(str, x))}, {'x'.join(map(str, w))}{said} {chosen.name}",
+                _normal(x, w, (channels,)),
+                functools.partial(ours, act=act),
+                lambda *given, f=theirs, act=chosen: act.formula(f(*given)),
+            )
+    yield Case(
+        "conv2d 2x19x17x15 channels-last, a filter a channel",
+        _normal((2, 19, 17, 15), (19, 1, 3, 3), (19,)),
+        lambda x, w, b: F.conv2d(x.contiguous(memory_format=torch.channels_last), w, b, padding=1, groups=19),
+        lambda x, w, b: T.conv2d(x, w, b, padding=1, groups=19),
+    )
+
+
 def _rnn_cases():
     """Padded and packed, against torch's own; not relu, whose derivative jumps where the sums are not exact."""
     B, features, H = 3, 19, 33
@@ -236,6 +267,7 @@ CASES = {
     "activation": _activation_cases,
     "softmax": _softmax_cases,
     "attention": _attention_cases,
+    "conv": _conv_cases,
     "norm": _norm_cases,
     "rnn": _rnn_cases,
     "rotary": _rotary_cases,

@@ -1,0 +1,142 @@
+"""Convolution on CPU: torch's product (oneDNN's) and one pass of ours over its result; channels that have a filter each
+go through kernels of ours.
+
+The bias goes into the product, so that in 16 bits it is added before the product is rounded. Few CPUs multiply float16:
+its product is computed in float32.
+"""
+
+import torch
+
+from kernelzoo import _cpu
+from kernelzoo.kernels import memory
+from kernelzoo.kernels.conv import back, channels_first, depthwise, empty_as, even, ordered, swapped
+from kernelzoo.kernels.cpp.native import ACTS, DTYPES
+
+aten = torch.ops.aten
+
+
+def conv_fwd(x, w, b, residual, size, stride, padding, dilation, groups, act, p0, p1, save_z):
+    """z = conv(x, w) + b + residual, y = act(z): y and z, or None where not saved. x (N, D, H, W, C), w (O, kD, kH, kW,
+    C / groups) of any strides, y (N, *size, O)."""
+    options = (stride, padding, dilation, groups)
+    behind = (residual, act, p0, p1, save_z)
+    if depthwise(w, x.shape[4], groups):
+        return _depthwise(x, w, b, size, options, behind, backward=False)
+    first = channels_first(x)
+    ends, padding = even(x.shape[1:4], w.shape[1:4], size, stride, padding, dilation)
+    if any(ends):
+        x = ordered(back(torch.nn.functional.pad(swapped(x), ends)), first)
+    return _behind(_product(x, w, b, first, size, stride, padding, dilation, None, groups), *behind)
+
+
+def conv_bwd_input(dz, w, b, residual, size, stride, padding, dilation, groups, act, p0, p1, save_z):
+    """The same with the gradient that a convolution has to its input in the convolution's place: dz (N, oD, oH, oW, O),
+    the results (N, *size, C)."""
+    options = (stride, padding, dilation, groups)
+    behind = (residual, act, p0, p1, save_z)
+    if depthwise(w, w.shape[4] * groups, groups):
+        return _depthwise(dz, w, b, size, options, behind, backward=True)
+    first = channels_first(dz)
+    ends, padding = even(size, w.shape[1:4], dz.shape[1:4], stride, padding, dilation)
+    before, after = ends[-2::-2], ends[-1::-2]
+    whole = [n + i + j for n, i, j in zip(size, before, after, strict=True)]
+    shape = zip(whole, dz.shape[1:4], w.shape[1:4], stride, padding, dilation, strict=True)
+    rest = [n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, k, s, p, d in shape]
+    z = _product(dz, w, b, first, whole, stride, padding, dilation, rest, groups)
+    if any(ends):
+        for dim, (n, i) in enumerate(zip(size, before, strict=True)):
+            z = z.narrow(dim + 1, i, n)
+        z = ordered(z, first)
+    return _behind(z, *behind)
+
+
+def conv_bwd_weight(dz, x, kernel, stride, padding, dilation, groups, need_db):
+    """dw (O, *kernel, C / groups), and db (O,) where needed: dz (N, oD, oH, oW, O), x (N, D, H, W, C)."""
+    first, O, C = channels_first(x), dz.shape[4], x.shape[4]
+    if groups == C == O:
+        return _depthwise_weight(dz, x, kernel, stride, padding, dilation, need_db)
+    ends, padding = even(x.shape[1:4], kernel, dz.shape[1:4], stride, padding, dilation)
+    if any(ends):
+        x = ordered(back(torch.nn.functional.pad(swapped(x), ends)), first)
+    shape, dtype = (O, *kernel, C // groups), x.dtype
+    w = (
+        back(x.new_empty(O, C // groups, *kernel)) if first else x.new_empty(shape)
+    )  # only its shape and order are read
+    if dtype == torch.float16:
+        dz, x, w = dz.float(), x.float(), w.float()
+    given, options = _planes((dz, x, w), (stride, padding, dilation))
+    _, dw, db = aten.convolution_backward(
+        *given, [O], *options, False, [0] * len(options[0]), groups, [False, True, need_db]
+    )
+    dw = ordered(back(dw.view(O, C // groups, *kernel)), first).to(dtype)
+    return dw, db.to(dtype) if need_db else None
+
+
+def _planes(tensors, options):
+    """What torch's convolutions take, and (stride, padding, dilation) for it: (N, C, D, H, W), or (N, C, H, W) where
+    there is no depth."""
+    tensors = [swapped(t) for t in tensors]
+    if options[1][0] == 0 and all(t.shape[2] == 1 for t in tensors):
+        return [t.squeeze(2) for t in tensors], [list(o[1:]) for o in options]
+    return tensors, options
+
+
+def _product(x, w, b, first, size, stride, padding, dilation, rest, groups):
+    """conv(x, w) + b in x's order; where there is a `rest`, the transposed one with that output padding."""
+    N, dtype = x.shape[0], x.dtype
+    if dtype == torch.float16:
+        x, w, b = x.float(), w.float(), None if b is None else b.float()
+    (x, w), (stride, padding, dilation) = _planes((x, w), (stride, padding, dilation))
+    rank = len(stride)
+    extra = [0] * rank if rest is None else list(rest[3 - rank :])
+    z = aten.convolution(x, w, b, stride, padding, dilation, rest is not None, extra, groups)
+    z = ordered(back(z.view(N, z.shape[1], *size)), first)
+    return z.to(dtype)
+
+
+def _behind(z, residual, act, p0, p1, save_z):
+    """z += residual, y = act(z): in place where z is not saved."""
+    if residual is None and act == "none":
+        return z, None
+    y = memory.empty_like(z) if save_z else z
+    _cpu.add_act(
+        z.data_ptr(), 0 if residual is None else residual.data_ptr(), y.data_ptr(), z.numel(), save_z,
+        DTYPES[z.dtype], ACTS[act], p0, p1, torch.get_num_threads(),
+    )  # fmt: skip
+    return y, z if save_z else None
+
+
+def _problem(N, C, sizes, out, kernel, options, first):
+    stride, padding, dilation, _ = options
+    return _cpu.Depthwise(N, C, list(sizes), list(out), list(kernel), stride, padding, dilation, first)
+
+
+def _depthwise(x, w, b, size, options, behind, backward):
+    residual, act, p0, p1, save_z = behind
+    N, C = x.shape[0], x.shape[4]
+    problem = _problem(N, C, x.shape[1:4], size, w.shape[1:4], options, channels_first(x))
+    z = empty_as(x, N, size, C)
+    y = memory.empty_like(z) if save_z else z
+    w = w.reshape(C, -1).contiguous()
+    _cpu.depthwise_fwd(
+        problem, backward, x.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(),
+        0 if residual is None else residual.data_ptr(), z.data_ptr(), y.data_ptr(), save_z, DTYPES[x.dtype],
+        ACTS[act], p0, p1, torch.get_num_threads(),
+    )  # fmt: skip
+    return y, z if save_z else None
+
+
+def _depthwise_weight(dz, x, kernel, stride, padding, dilation, need_db):
+    N, C = x.shape[0], x.shape[4]
+    problem = _problem(
+        N, C, x.shape[1:4], dz.shape[1:4], kernel, (stride, padding, dilation, C), channels_first(x)
+    )
+    dw = empty_as(x, C, kernel, 1)
+    db = torch.empty(C, dtype=x.dtype) if need_db else None
+    accumulator = torch.float64 if x.dtype == torch.float64 else torch.float32
+    partial = memory.workspace((_cpu.depthwise_partial(problem),), accumulator)
+    _cpu.depthwise_bwd_weight(
+        problem, dz.data_ptr(), x.data_ptr(), dw.data_ptr(), 0 if db is None else db.data_ptr(), partial.data_ptr(),
+        DTYPES[x.dtype], torch.get_num_threads(),
+    )  # fmt: skip
+    return dw, db
