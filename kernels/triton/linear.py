@@ -18,7 +18,7 @@ from .runtime import STORAGE, acc_dtype, is_fast, launch_on, matmul_precision, t
 
 
 @triton.jit
-def _tile_of(pid, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
+def tile_of(pid, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
     """Row and column of output tile `pid`: GROUP_M rows of tiles are walked column by column, so that
     neighbours in time share x's and w's tiles in L2."""
     num_m = tl.cdiv(M, BLOCK_M)
@@ -45,7 +45,7 @@ def _linear_act_fwd_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """z = x @ w.T + b, y = act(z); a program computes one (BLOCK_M, BLOCK_N) tile of y from any strides."""
-    pid_m, pid_n = _tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    pid_m, pid_n = tile_of(tl.program_id(0), M, N, BLOCK_M, BLOCK_N, GROUP_M)
     offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, BLOCK_K)
@@ -95,7 +95,7 @@ def _linear_act_fwd_desc_kernel(
     """
     num_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), num_tiles, NUM_PROGRAMS, flatten=True):
-        pid_m, pid_n = _tile_of(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
+        pid_m, pid_n = tile_of(tile, M, N, BLOCK_M, BLOCK_N, GROUP_M)
         acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC)
         for k in range(0, K, BLOCK_K):
             x = x_desc.load([pid_m * BLOCK_M, k])
@@ -280,17 +280,18 @@ def _describable(t):
     return adjacent and t.stride(0) * size % 16 == 0 and t.data_ptr() % 16 == 0
 
 
-def linear_act_fwd(x, w, b, act, p0, p1, save_z):
+def linear_act_fwd(x, w, b, act, p0, p1, save_z, precision=None):
     """y = act(x @ w.T + b) for x (M, K), w (N, K), b (N,) or None, all of any strides.
 
-    Returns y and z, the value before the activation (None unless save_z), both contiguous (M, N).
+    precision: of fp32 products, where not that of torch's own GEMMs. Returns y and z, the value before the activation
+    (None unless save_z), both contiguous (M, N).
     """
     M, K = x.shape
     N = w.shape[0]
     y = torch.empty((M, N), dtype=x.dtype, device=x.device)
     z = torch.empty_like(y) if save_z else None
     target = target_of(x)
-    precision = matmul_precision(x.dtype)
+    precision = precision or matmul_precision(x.dtype)
     descriptors = has_descriptor_kernel(target, x.dtype, precision) and all(map(_describable, (x, w, y)))
     tile = choose_tile(target, x.dtype, precision, descriptors, M, N)
     num_tiles = triton.cdiv(M, tile.BLOCK_M) * triton.cdiv(N, tile.BLOCK_N)
@@ -350,6 +351,11 @@ def _dz_and_db(dy, saved, act, p0, p1, store_dz, sum_db):
             FAST=is_fast(dy.dtype), **options,
         )  # fmt: skip
     return dz, partial.sum(0).to(dy.dtype) if sum_db else None
+
+
+def column_sums(dz):
+    """dz (M, N) summed over its rows, in a fixed order."""
+    return _dz_and_db(dz, None, "none", 0.0, 0.0, False, True)[1]
 
 
 def linear_act_bwd(dy, x, w, saved, act, p0, p1, need_dx, need_dw, need_db):

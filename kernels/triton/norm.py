@@ -278,10 +278,11 @@ def sum_rows(partial, dtype):
     """partial (rows, N) summed over the rows, in `dtype`."""
     rows, N = partial.shape
     out = torch.empty(N, dtype=dtype, device=partial.device)
-    block_n = 8 if target_of(partial).backend == "interpreter" else 32
+    block_m = min(32, triton.next_power_of_2(rows))
+    block_n = 8 if target_of(partial).backend == "interpreter" else 1024 // block_m
     with launch_on(partial):
         _norm_sum_kernel[(triton.cdiv(N, block_n),)](
-            partial_ptr=partial, out_ptr=out, rows=rows, N=N, ACC=STORAGE[partial.dtype], BLOCK_M=32,
+            partial_ptr=partial, out_ptr=out, rows=rows, N=N, ACC=STORAGE[partial.dtype], BLOCK_M=block_m,
             BLOCK_N=block_n, num_warps=4,
         )  # fmt: skip
     return out

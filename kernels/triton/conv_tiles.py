@@ -1,0 +1,132 @@
+"""Tiles of the convolution kernels. Sizes follow from registers, spills and shared memory as compiled ahead of time
+(tests/aot); nothing here has been measured on a device yet, the speeds neither: they are guesses from how much more a
+smaller tile reads."""
+
+import functools
+
+import torch
+import triton
+
+from .linear import Tile
+
+# Programs to aim at: two, four of the smaller depthwise ones, for each multiprocessor of the largest chips. Not the
+# chip's own number: sums would depend on it.
+PROGRAMS = 264
+SMALL_PROGRAMS = 1056
+
+_INTERPRETED = (Tile(64, 16, 16, 4, 1, 1.0),)  # small, so that tiny odd shapes have edges in every direction
+_FP64 = (
+    Tile(64, 64, 16, 4, 3, 1.0),
+    Tile(64, 32, 16, 4, 3, 0.7),
+    Tile(32, 16, 16, 4, 3, 0.4),
+)
+_FP32 = (  # no tensor core
+    Tile(128, 64, 16, 8, 3, 1.0),
+    Tile(64, 64, 16, 4, 3, 0.9),
+    Tile(64, 32, 16, 4, 3, 0.7),
+    Tile(64, 16, 16, 4, 3, 0.4),
+)
+_TF32 = (
+    Tile(128, 128, 32, 8, 3, 1.0),
+    Tile(128, 64, 32, 4, 3, 0.8),
+    Tile(64, 64, 32, 4, 3, 0.6),
+    Tile(128, 32, 32, 4, 3, 0.5),
+    Tile(128, 16, 32, 4, 3, 0.3),
+)
+_HALF = (
+    Tile(128, 128, 64, 8, 3, 1.0),
+    Tile(128, 64, 64, 4, 3, 0.8),
+    Tile(64, 64, 64, 4, 3, 0.6),
+    Tile(128, 32, 64, 4, 3, 0.5),
+    Tile(128, 16, 64, 4, 3, 0.3),
+)
+_HALF_HIP = (  # 64 KB of LDS
+    Tile(128, 128, 32, 8, 2, 1.0),
+    Tile(128, 64, 32, 4, 2, 0.8),
+    Tile(64, 64, 64, 4, 2, 0.6),
+    Tile(128, 16, 64, 4, 2, 0.3),
+)
+_FP32_HIP = (
+    Tile(128, 64, 16, 4, 2, 1.0),
+    Tile(64, 64, 16, 4, 2, 0.8),
+    Tile(64, 16, 16, 4, 2, 0.3),
+)
+
+
+def tiles(target, dtype, precision, weight):
+    """The tiles of a target for `dtype`, the fastest first; precision: "tf32" or "ieee"; weight: dw's."""
+    if target.backend == "interpreter":
+        return _INTERPRETED
+    if dtype == torch.float64:
+        return _FP64
+    if target.backend == "hip":
+        return _HALF_HIP if dtype.itemsize == 2 else _FP32_HIP
+    if dtype == torch.float32:
+        return _TF32 if precision == "tf32" else _FP32
+    return _HALF
+
+
+@functools.lru_cache(maxsize=4096)
+def choose_tile(target, dtype, precision, weight, M, N, copies):
+    """The tile with the least (waves over the SMs) (tile area) / speed, of `copies` results (M, N)."""
+
+    def cost(tile):
+        count = copies * triton.cdiv(M, tile.BLOCK_M) * triton.cdiv(N, tile.BLOCK_N)
+        # of dw, the rows are split until the chip is full
+        return (count if weight else triton.cdiv(count, target.num_sms)) * tile.BLOCK_M * tile.BLOCK_N / tile.speed
+
+    return min(tiles(target, dtype, precision, weight), key=cost)
+
+
+def depth(tile, run):
+    """BLOCK_K for sums of `run` channels a tap: no wider than they are."""
+    return min(tile.BLOCK_K, max(16, triton.next_power_of_2(run)))
+
+
+def merges(tile, C, KW):
+    """Whether KW C channels of one tap are padded less than C channels of KW taps."""
+
+    def padded(run):
+        return triton.cdiv(run, depth(tile, run)) * depth(tile, run)
+
+    return padded(KW * C) < KW * padded(C)
+
+
+def depthwise_tile(target, dtype, C):
+    """128 adjacent bytes of each row, 16 a thread."""
+    if target.backend == "interpreter":
+        return {"BLOCK_M": 8, "BLOCK_N": 4, "num_warps": 4}
+    block_n = min(triton.next_power_of_2(C), 128 // dtype.itemsize)
+    return {"BLOCK_M": min(128, 4 * 32 * 16 // dtype.itemsize // block_n), "BLOCK_N": block_n, "num_warps": 4}
+
+
+def short_tile(target, dtype, C):
+    """As `depthwise_tile`, the rows being strips; rows are loaded by the UNROLL, as one load waits for the store before
+    it."""
+    tile = depthwise_tile(target, dtype, C)
+    return {
+        "BLOCK_S": 2 if target.backend == "interpreter" else tile["BLOCK_M"],
+        "BLOCK_N": tile["BLOCK_N"],
+        "UNROLL": 2 if target.backend == "interpreter" else 4,
+        "num_warps": 4,
+    }
+
+
+def strip_rows(target, tile, N, L, C, longest):
+    """Rows a strip: as many as leave SMALL_PROGRAMS programs, 8 at least, a multiple of UNROLL.
+
+    A strip reads up to 7 rows more than it has: those that the one before it reads too, from L2.
+    """
+    if target.backend == "interpreter":
+        return 2 * tile["UNROLL"]
+    strips = triton.cdiv(SMALL_PROGRAMS, triton.cdiv(C, tile["BLOCK_N"])) * tile["BLOCK_S"]
+    rows = triton.cdiv(triton.cdiv(N * L, strips), tile["UNROLL"]) * tile["UNROLL"]
+    return min(max(rows, 8), longest)
+
+
+def rows_per_split(target, rows, tiles, programs, block, least):
+    """Rows of each of dw's partial sums: enough splits for `programs` programs, none of fewer than `least` rows."""
+    if target.backend == "interpreter":
+        programs, least = 3 * tiles, 2 * block
+    splits = min(triton.cdiv(programs, tiles), triton.cdiv(rows, least))
+    return triton.cdiv(triton.cdiv(rows, splits), block) * block
