@@ -5,7 +5,22 @@ A model is built from layers only and takes the namespace they come from as its 
 same `state_dict` keys, same initialisation from the same seed).
 """
 
-from . import bert, feedforward, gpt2, llama, plain, recurrent, roberta, seq2seq, transformer, vit
+from . import (
+    bert,
+    dcgan,
+    dqn,
+    feedforward,
+    gpt2,
+    llama,
+    plain,
+    recurrent,
+    roberta,
+    seq2seq,
+    transformer,
+    unet,
+    vit,
+    wavenet,
+)
 from .base import CheckpointError
 from .checkpoints import save
 from .registry import create, load, options, register
@@ -15,6 +30,8 @@ __all__ = [
     "CheckpointError",
     "bert",
     "create",
+    "dcgan",
+    "dqn",
     "feedforward",
     "gpt2",
     "list",
@@ -28,5 +45,7 @@ __all__ = [
     "save",
     "seq2seq",
     "transformer",
+    "unet",
     "vit",
+    "wavenet",
 ]
