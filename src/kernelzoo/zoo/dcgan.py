@@ -74,14 +74,14 @@ class DCGAN(Pretrained):
     def __init__(
         self,
         image_size: int = 64,
-        channels: int = 3,
+        num_channels: int = 3,
         width: int = 64,
         latent_size: int = 100,
         *,
         nn: Any = kz_nn,
     ) -> None:
         super().__init__(dict(locals()))
-        for option in ("channels", "width", "latent_size"):
+        for option in ("num_channels", "width", "latent_size"):
             if self.options[option] < 1:
                 raise ArgumentError(f"dcgan: {option} is {self.options[option]}; expected 1 or more")
         if image_size < 8 or image_size & (image_size - 1):
@@ -89,8 +89,8 @@ class DCGAN(Pretrained):
         levels = max(2, int(math.log2(image_size // 4)))
         widths = [width * 2**i for i in range(levels)]
         side = image_size // 2**levels
-        self.generator = Generator(latent_size, side, widths[::-1], channels, nn)
-        self.discriminator = Discriminator(side, widths, channels, nn)
+        self.generator = Generator(latent_size, side, widths[::-1], num_channels, nn)
+        self.discriminator = Discriminator(side, widths, num_channels, nn)
         for layer in self.modules():
             if isinstance(layer, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)):
                 torch.nn.init.normal_(layer.weight, std=STD)
@@ -100,15 +100,15 @@ class DCGAN(Pretrained):
                 torch.nn.init.normal_(layer.weight, 1.0, STD)
 
     def forward(self, z: Tensor) -> Tensor:
-        """z (B, latent_size) -> images (B, channels, image_size, image_size) in [-1, 1]."""
+        """z (B, latent_size) -> images (B, num_channels, image_size, image_size) in [-1, 1]."""
         latent = self.options["latent_size"]
         if z.dim() != 2 or z.shape[1] != latent:
             raise ArgumentError(f"dcgan: z has shape {tuple(z.shape)}; expected (batch, {latent})")
         return self.generator(z)
 
     def discriminate(self, images: Tensor) -> Tensor:
-        """images (B, channels, image_size, image_size) in [-1, 1] -> logits (B,), above 0 for real."""
-        size, channels = self.options["image_size"], self.options["channels"]
+        """images (B, num_channels, image_size, image_size) in [-1, 1] -> logits (B,), above 0 for real."""
+        size, channels = self.options["image_size"], self.options["num_channels"]
         if images.dim() != 4 or images.shape[1:] != (channels, size, size):
             raise ArgumentError(
                 f"dcgan: images has shape {tuple(images.shape)}; expected (batch, {channels}, {size}, {size})"

@@ -45,7 +45,7 @@ class UNet(Pretrained):
 
     def __init__(
         self,
-        in_channels: int = 3,
+        num_channels: int = 3,
         num_classes: int = 2,
         width: int = 64,
         depth: int = 4,
@@ -54,13 +54,13 @@ class UNet(Pretrained):
         nn: Any = kz_nn,
     ) -> None:
         super().__init__(dict(locals()))
-        for option in ("in_channels", "num_classes", "width", "depth"):
+        for option in ("num_channels", "num_classes", "width", "depth"):
             if self.options[option] < 1:
                 raise ArgumentError(f"unet: {option} is {self.options[option]}; expected 1 or more")
         widths = [width * 2**i for i in range(depth + 1)]
         self.down = nn.ModuleList(
             DoubleConv(n_in, n_out, batch_norm, nn)
-            for n_in, n_out in zip([in_channels, *widths], widths, strict=False)
+            for n_in, n_out in zip([num_channels, *widths], widths, strict=False)
         )
         self.pool = nn.MaxPool2d(2)
         self.up = nn.ModuleList(nn.ConvTranspose2d(2 * n, n, 2, stride=2) for n in widths[:-1])
@@ -72,8 +72,8 @@ class UNet(Pretrained):
                 torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, in_channels, H, W), H and W multiples of 2^depth -> logits (B, num_classes, H, W)."""
-        channels, step = self.options["in_channels"], 2 ** self.options["depth"]
+        """x (B, num_channels, H, W), H and W multiples of 2^depth -> logits (B, num_classes, H, W)."""
+        channels, step = self.options["num_channels"], 2 ** self.options["depth"]
         if x.dim() != 4 or x.shape[1] != channels or x.shape[2] % step or x.shape[3] % step:
             raise ArgumentError(
                 f"unet: x has shape {tuple(x.shape)}; expected (batch, {channels}, height, width), height and width "
