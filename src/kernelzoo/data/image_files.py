@@ -26,13 +26,19 @@ def mnist(folder: Path) -> tuple[Any, ...] | None:
     if parts == [None, None]:
         return None
     if parts[0] is None:
-        raise InputError(f"{folder} has t10k files but no train-images-idx3-ubyte; put MNIST's training files there")
+        raise InputError(
+            f"{folder} has t10k files but no train-images-idx3-ubyte; put MNIST's training files there"
+        )
     images, labels = zip(*(part for part in parts if part is not None), strict=True)
     if len({part.shape[1:] for part in images}) > 1:
-        raise InputError(f"{folder}: training images are {images[0].shape[1:]}, test images {images[1].shape[1:]}")
+        raise InputError(
+            f"{folder}: training images are {images[0].shape[1:]}, test images {images[1].shape[1:]}"
+        )
     y = np.concatenate(labels).astype(np.int64)
     held_out = np.arange(len(y)) >= len(labels[0]) if len(labels) == 2 else None
-    return _made(np.concatenate(images)[:, None], y, tuple(map(str, range(int(y.max()) + 1))), held_out, "crop")
+    return _made(
+        np.concatenate(images)[:, None], y, tuple(map(str, range(int(y.max()) + 1))), held_out, "crop"
+    )
 
 
 def _idx_pair(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -44,7 +50,9 @@ def _idx_pair(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray] | None:
         return None
     for path, kind, axes in zip(paths, ("images", "labels"), (3, 1), strict=True):
         if path is None:
-            raise InputError(f"{folder} has no {part}-{kind}-idx{axes}-ubyte (or .gz) beside the other {part} file")
+            raise InputError(
+                f"{folder} has no {part}-{kind}-idx{axes}-ubyte (or .gz) beside the other {part} file"
+            )
     images, labels = (read_idx(path, axes) for path, axes in zip(paths, (3, 1), strict=True))
     if len(images) != len(labels):
         raise InputError(f"{paths[0]} has {len(images)} images but {paths[1].name} has {len(labels)} labels")
@@ -90,7 +98,7 @@ def cifar(folder: Path) -> tuple[Any, ...] | None:
     if not batches:
         if (folder / "data_batch_1").is_file():
             raise InputError(
-                f"{folder / 'data_batch_1'} is CIFAR-10's Python version, a pickle, which can run code when it is read; "
+                f"{folder / 'data_batch_1'} is CIFAR-10's Python version, a pickle, and reading one can run code; "
                 f"take the binary version (cifar-10-binary.tar.gz)"
             )
         return None

@@ -56,7 +56,9 @@ def decode(path: Path) -> Any:
     try:
         with Image.open(path) as image:
             if image.mode in DEEP:
-                raise InputError(f"{path} has pixels of more than 8 bits (mode {image.mode}); convert it to 8")
+                raise InputError(
+                    f"{path} has pixels of more than 8 bits (mode {image.mode}); convert it to 8"
+                )
             image = ImageOps.exif_transpose(image)
             if "transparency" in image.info:
                 image = image.convert("RGBA")
@@ -64,7 +66,9 @@ def decode(path: Path) -> Any:
     except InputError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0].removesuffix(f" {str(path)!r}") if str(error) else "no reason given"
+        reason = (
+            str(error).splitlines()[0].removesuffix(f" {str(path)!r}") if str(error) else "no reason given"
+        )
         raise InputError(f"{path} cannot be decoded ({reason})") from None
 
 
@@ -128,7 +132,9 @@ def read_folder(folder: Path, image_size: int | None, skip_corrupt: bool) -> Ima
 def _find(folder: Path) -> tuple[list[tuple[Path, str]], list[bool] | None, int]:
     """(path, class) of every image, which are held out, and how many other files lie there."""
     parts = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != "."}
-    split = "train" in parts and any(name in parts for name, held in PARTS if held) and len(parts) <= len(PARTS)
+    split = (
+        "train" in parts and any(name in parts for name, held in PARTS if held) and len(parts) <= len(PARTS)
+    )
     tops = [(parts[name], held) for name, held in PARTS if name in parts] if split else [(folder, False)]
     found, held_out, left_out = [], [], 0
     for top, held in tops:
@@ -142,7 +148,11 @@ def _find(folder: Path) -> tuple[list[tuple[Path, str]], list[bool] | None, int]
                         left_out += 1
     if not found:
         loose = sum(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
-        what = f"{loose} images but no folder of images for each class" if loose else "no image in a class's folder"
+        what = (
+            f"{loose} images but no folder of images for each class"
+            if loose
+            else "no image in a class's folder"
+        )
         raise InputError(f"{folder} holds {what}; expected {folder}/CLASS/IMAGE, of {', '.join(SUFFIXES)}")
     return found, held_out if split else None, left_out
 
@@ -182,6 +192,8 @@ def _check_classes(
     if held_out is not None:
         training = {name for name, held in zip(names, held_out, strict=True) if not held}
         if missing := sorted(set(classes) - training):
-            raise InputError(f"{folder}: no image of class {missing[0]!r} in train, but there are some held out")
+            raise InputError(
+                f"{folder}: no image of class {missing[0]!r} in train, but there are some held out"
+            )
         if not any(held_out):
             raise InputError(f"{folder}: no image is held out beside those in train")

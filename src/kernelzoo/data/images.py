@@ -164,7 +164,9 @@ def load_images(name: str, image_size: int | None = None, *, skip_corrupt: bool 
 
         return read_folder(path, image_size, skip_corrupt)
     if path.exists():
-        raise InputError(f"{name} is a file; images come from a folder with a folder of images for each class")
+        raise InputError(
+            f"{name} is a file; images come from a folder with a folder of images for each class"
+        )
     close = difflib.get_close_matches(name, [DIGITS], n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise InputError(

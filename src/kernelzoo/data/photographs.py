@@ -103,7 +103,7 @@ def load_pictures(name: str, val_fraction: float, tile: int) -> Pictures:
         classes, rule = tuple(map(str, range(most + 1))), "from masks"
     else:
         raise InputError(
-            f"no photographs are called {name!r} (there is {PHOTOGRAPHS}, or a path to a folder with images/ and masks/)"
+            f"no photographs are called {name!r} (there is {PHOTOGRAPHS}, or a path to a folder with images/, masks/)"
         )
     pictures = []
     for title, pixels, labels in found:
@@ -111,8 +111,8 @@ def load_pictures(name: str, val_fraction: float, tile: int) -> Pictures:
         cut = width - max(tile, round(width * val_fraction))
         if height < tile or cut < tile:
             raise InputError(
-                f"{title} is {height}x{width}; tiles of {tile}x{tile}, of which one at least is held out beside what is "
-                f"trained on, do not fit. Change --tile or --val-fraction"
+                f"{title} is {height}x{width}; one tile of {tile}x{tile} to train on and one to hold out do not fit. "
+                f"Change --tile or --val-fraction"
             )
         pictures.append(Picture(title, pixels, labels, cut))
     return Pictures(tuple(pictures), classes, rule)
@@ -125,7 +125,9 @@ def _read_folder(folder: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
 
     images, masks = folder / "images", folder / "masks"
     if not (images.is_dir() and masks.is_dir()):
-        raise InputError(f"{folder} has no folders images and masks; each image needs a mask of the same name")
+        raise InputError(
+            f"{folder} has no folders images and masks; each image needs a mask of the same name"
+        )
     found = []
     by_stem = {path.stem: path for path in sorted(masks.iterdir()) if path.suffix.lower() in SUFFIXES}
     for path in sorted(path for path in images.iterdir() if path.suffix.lower() in SUFFIXES):
@@ -134,7 +136,9 @@ def _read_folder(folder: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
         decode(mask)
         with Image.open(mask) as opened:
             if opened.mode not in ("L", "P", "1"):
-                raise InputError(f"{mask} has mode {opened.mode}; a mask's pixels are class numbers (mode L or P)")
+                raise InputError(
+                    f"{mask} has mode {opened.mode}; a mask's pixels are class numbers (mode L or P)"
+                )
             numbers = np.asarray(opened).astype(np.int64)
         pixels = np.asarray(decode(path))
         if numbers.shape != pixels.shape[:2]:
@@ -149,7 +153,9 @@ def _read_folder(folder: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
 class Crops(Dataset):
     """Batches by (epoch, numbers of crops): squares of `tile` out of the training columns, each drawn anew."""
 
-    def __init__(self, pictures: Pictures, tile: int, scale: Normalization, augment: Augment, seed: int) -> None:
+    def __init__(
+        self, pictures: Pictures, tile: int, scale: Normalization, augment: Augment, seed: int
+    ) -> None:
         self.pictures, self.tile, self.scale, self.augment, self.seed = pictures, tile, scale, augment, seed
         places = [(p.labels.shape[0] - tile + 1) * (p.cut - tile + 1) for p in pictures.pictures]
         self.ends = np.cumsum(places) / sum(places)

@@ -37,6 +37,7 @@ TASKS: dict[str, tuple[str, ...]] = {
 }
 CARRIES = ("char_rnn", "lstm_lm")  # their state from window to window: truncated back-propagation
 FORECASTERS = ("gru_forecaster",)
+SEGMENTERS = ("unet",)
 # by task: steps and learning rate unless told otherwise
 SCHEDULES = {"lm": (1000, 2e-3), "mlm": (1000, 1e-3), "classify": (300, 5e-4), "translate": (1000, 2e-3)}
 # by model, where the task's learning rate does not suit it
@@ -52,6 +53,7 @@ _LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "context": (lambda v: v >= 8, "at least 8"),
     "early_stopping": (lambda v: v >= 1, "at least 1 epoch"),
     "epochs": (lambda v: v >= 1, "at least 1"),
+    "image_size": (lambda v: v >= 4, "at least 4"),
     "eval_every": (lambda v: v >= 1, "at least 1 step"),
     "l1": (lambda v: 0 <= v < math.inf, "at least 0"),
     "lr": (lambda v: 0 < v < math.inf, "positive"),
@@ -63,9 +65,11 @@ _LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "stop_at": (lambda v: v >= 1, "at least 1 step"),
     "strategy": (lambda v: v in ("ddp", "fsdp"), "ddp or fsdp"),
     "temperature": (lambda v: 0 < v < math.inf, "positive"),
+    "tile": (lambda v: v >= 8, "at least 8"),
     "top_k": (lambda v: v >= 1, "at least 1"),
     "val_fraction": (lambda v: 0 < v < 1, "between 0 and 1"),
     "warmup": (lambda v: v >= 0, "at least 0 steps"),
+    "workers": (lambda v: v >= 0, "at least 0"),
     "weight_decay": (lambda v: 0 <= v < math.inf, "at least 0"),
 }
 
@@ -111,6 +115,7 @@ class Config:
     backend: str | None = None
     device: str = "auto"
     usual: ClassVar = (30, 64)  # epochs, rows of a step
+    workers: ClassVar = 0  # processes that read the data
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -148,6 +153,47 @@ class SeriesConfig(Config):
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "context": self.context}
+
+
+@dataclass
+class ImageConfig(Config):
+    """A training run on images with a class each.
+
+    augment: none, crop, flip or crop,flip; what suits the data unless given. image_size: see `data.load_images`.
+    workers: processes that decode and augment images, 0 for none; None: 4 or a core each for a folder of images.
+    """
+
+    augment: str | None = None
+    image_size: int | None = None
+    skip_corrupt: bool = False
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _only_task(self, "classifies images")
+
+
+@dataclass
+class PictureConfig(Config):
+    """A training run on photographs with a class for each pixel, cut into tiles.
+
+    tile: side of the squares that are trained on. val_fraction: of the columns of each photograph.
+    """
+
+    augment: str | None = None
+    tile: int = 64
+    val_fraction: float = 0.25
+    usual: ClassVar = (60, 16)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _only_task(self, "segments photographs")
+
+
+def _only_task(config: Config, what: str) -> None:
+    for name in ("task", "target"):
+        if getattr(config, name) is not None:
+            raise InputError(f"{flag(name)}: {config.model} {what} and has no other {name}")
 
 
 @dataclass
@@ -253,10 +299,14 @@ def configure(model: str, **settings: Any) -> Config | SeriesConfig | LanguageCo
         kind, learns = LanguageConfig, "text"
     elif model in FORECASTERS:
         kind, learns = SeriesConfig, "a series"
-    elif {"in_features", "out_features"} <= _options_of(model).keys():
+    elif model in SEGMENTERS:
+        kind, learns = PictureConfig, "photographs"
+    elif {"in_features", "out_features"} <= (options := _options_of(model).keys()):
         kind, learns = Config, "tables"
+    elif "num_channels" in options and options & {"num_classes", "num_labels"}:
+        kind, learns = ImageConfig, "images"
     else:
-        raise InputError(f"{model} learns neither from tables of numbers nor from text")
+        raise InputError(f"{model} is not trained by `kernelzoo train` yet")
     accepted = {field.name for field in fields(kind)}
     for name in settings:
         if name not in accepted:
