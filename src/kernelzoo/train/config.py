@@ -37,7 +37,7 @@ TASKS: dict[str, tuple[str, ...]] = {
 }
 CARRIES = ("char_rnn", "lstm_lm")  # their state from window to window: truncated back-propagation
 FORECASTERS = ("gru_forecaster",)
-SEGMENTERS = ("unet",)
+SEGMENTERS = ("unet", "fcn_resnet50", "deeplabv3_resnet50")
 # by task: steps and learning rate unless told otherwise
 SCHEDULES = {"lm": (1000, 2e-3), "mlm": (1000, 1e-3), "classify": (300, 5e-4), "translate": (1000, 2e-3)}
 # by model, where the task's learning rate does not suit it

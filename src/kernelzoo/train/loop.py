@@ -23,6 +23,7 @@ from .config import OPTIMIZERS, Config
 from .engine import KEPT_STEP_TIMES, Engine, Fit, Stopped, TrainingError
 from .metrics import NAMES, make_metrics
 
+AUXILIARY = 0.3  # share of a classifier on the way: C. Szegedy et al., arXiv:1409.4842, section 5
 # what a checkpoint holds besides its run's identity and the weights
 STATE = {
     "optimizer": dict,
@@ -32,6 +33,13 @@ STATE = {
     "stopped": bool,
     "step_ms": torch.Tensor,
 }
+
+
+def parts(output: Any) -> list[torch.Tensor]:
+    """What a model says at its end, then what its classifiers on the way do; some say so in training alone."""
+    if isinstance(output, dict):
+        return list(output.values())
+    return list(output) if isinstance(output, tuple) else [output]
 
 
 def epoch_seed(seed: int, epoch: int, stream: int) -> int:
@@ -122,9 +130,12 @@ class SupervisedModule(pl.LightningModule):
             optimizer.load_state_dict(self.optimizer_state)
         return optimizer
 
-    def loss(self, output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def loss(self, output: Any, y: torch.Tensor) -> torch.Tensor:
+        """Of what a model says at its end, and of what classifiers on the way say, if there are some."""
         functional = self.engine.functional
-        return functional.mse_loss(output, y) if self.regression else functional.cross_entropy(output, y)
+        loss = functional.mse_loss if self.regression else functional.cross_entropy
+        end, *on_the_way = parts(output)
+        return loss(end, y) + AUXILIARY * sum(loss(part, y) for part in on_the_way)
 
     def on_train_epoch_start(self) -> None:
         epoch = len(self.history)
@@ -161,7 +172,7 @@ class SupervisedModule(pl.LightningModule):
 
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
         x, y = batch
-        output = self.model(x)
+        output = parts(self.model(x))[0]
         values = y.numel() if self.regression else int((y != IGNORED).sum())
         if values:
             self.val_sums += torch.stack(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..data.photographs import IGNORED, Pictures, TileSplit, by_colour, normalised
+from .loop import parts
 from .metrics import segmentation_metrics
 
 # by class, the colour that a mask is drawn in
@@ -53,7 +54,7 @@ def predict(model: torch.nn.Module, pixels: np.ndarray, data: TileSplit) -> np.n
     tile = data.training.tile
     wider = [(0, -side % tile) for side in (height, width)]
     x = normalised(np.pad(pixels, (*wider, (0, 0)), mode="edge")[None], data.normalization)
-    return model(x)[0].argmax(0)[:height, :width].numpy()
+    return parts(model(x))[0][0].argmax(0)[:height, :width].numpy()
 
 
 def picture(model: torch.nn.Module, pictures: Pictures, data: TileSplit) -> bytes:

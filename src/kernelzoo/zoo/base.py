@@ -60,6 +60,9 @@ class Pretrained(kz_nn.Module):
     supported: dict[str, tuple] = {}  # noqa: RUF012 (constants of a class)
     ignored: tuple[str, ...] = ()
     label_names: tuple[str, ...] | None = None  # of num_labels, where a checkpoint says them
+    heads: tuple[str, ...] = ("head.",)  # keys of what new_head=True starts afresh
+    sized = False  # True: the shapes of its weights say how large it is, a file without settings loads
+    old_names: tuple[str, str] | None = None  # (pattern, its replacement) of keys in files without settings
 
     def __init__(self, options: dict[str, Any]) -> None:
         """options: the constructor's locals()."""
@@ -75,6 +78,11 @@ class Pretrained(kz_nn.Module):
         """The options that a config.json stands for."""
         accepted = inspect.signature(cls).parameters
         return {key: value for key, value in config.items() if key in accepted and key != "nn"}
+
+    @classmethod
+    def from_shapes(cls, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+        """The options that the shapes of weights stand for, where these are `sized`."""
+        raise NotImplementedError
 
     def to_config(self) -> dict[str, Any]:
         """The config.json of the options."""

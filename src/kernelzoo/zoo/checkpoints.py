@@ -1,4 +1,4 @@
-"""Loading and saving models: folders of the transformers library, and files of `kernelzoo train`.
+"""Loading and saving models: folders of the transformers library, torchvision's weights, files of `kernelzoo train`.
 
 A model says how its parameters are called there (`Pretrained.sources`) and what its config means
 (`Pretrained.from_config`, `to_config`); everything else is here. Nothing is read before every key and shape
@@ -26,6 +26,9 @@ from .files import CONFIG, INDEX, WEIGHTS, Checkpoint, Stored, fetch, opened, re
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 ANOTHER_HEAD = "; it holds another head: pass new_head=True to start this one afresh"
+COUNTER = (
+    ".num_batches_tracked"  # of a batch norm: files older than 2018 have none, and torch then starts at 0
+)
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # before 2019
 
 
@@ -40,9 +43,16 @@ def load(
 ) -> torch.nn.Module:
     """The model `name` with the weights in `path`, in eval mode; see `zoo.load`. create: builds it from options."""
     found = read(Path(path))
-    foreign = found.about is None and found.config is not None
-    if foreign:
-        if not (isinstance(kind, type) and issubclass(kind, Pretrained) and kind.model_type):
+    ours = isinstance(kind, type) and issubclass(kind, Pretrained)
+    bare = ours and kind.sized and found.about is None
+    foreign = found.about is None and found.config is not None and not bare
+    if bare:
+        found = renamed(kind, found)
+        given, names = kind.from_shapes({key: stored.shape for key, stored in found.tensors.items()}), None
+    elif found.about is None and found.config is None and found.path.is_dir():
+        raise CheckpointError(f"zoo.load: {path} has no {CONFIG}, which says how large the model is")
+    elif foreign:
+        if not (ours and kind.model_type):
             raise CheckpointError(
                 f"zoo.load: {path} was written by the transformers library, which has no model like {name!r}"
             )
@@ -64,28 +74,45 @@ def load(
     with torch.device("meta"), built_from(path, given, opts):  # no memory: for the names and shapes
         model = create(**options)
     plan = (plan_foreign if foreign else plan_own)(model, found, new_head)
-    missing = [key for key in model.state_dict() if key not in plan]
-    fresh = [key for key in missing if new_head and key.startswith("head.")]
+    uncounted = [key for key in model.state_dict() if key.endswith(COUNTER) and key not in plan]
+    missing = [key for key in model.state_dict() if key not in plan and key not in uncounted]
+    fresh = [key for key in missing if new_head and key.startswith(model.heads)]
     if len(fresh) < len(missing):
         what = [key for key in missing if key not in fresh]
         keys = ", ".join(theirs(model, what[0]) if foreign else what[:1])
         raise CheckpointError(
             f"zoo.load: {path} has no {keys}"
             + (f" nor {len(what) - 1} more that {name} needs" if len(what) > 1 else f", which {name} needs")
-            + (ANOTHER_HEAD if all(key.startswith("head.") for key in what) else "")
+            + (ANOTHER_HEAD if all(key.startswith(model.heads) for key in what) else "")
         )
-    weights = gather(plan)
+    weights = gather(plan) | {key: torch.zeros((), dtype=torch.int64) for key in uncounted}
     for layer in model.modules():
         if hasattr(layer, "reach"):  # a rotary embedding: it makes its tables when it is given memory
             layer.to_empty(device="cpu", recurse=False)
-    if fresh or any(t.is_meta for key, t in model.named_buffers() if key not in plan):
+    if fresh or any(t.is_meta for key, t in model.named_buffers() if key not in weights):
         model = create(**options)  # initialised, for what no file holds
         own, dtype = model.state_dict(), Counter(t.dtype for t in weights.values()).most_common(1)[0][0]
         weights |= {key: own[key].to(dtype) for key in fresh}
     model.load_state_dict(weights, assign=True)
-    if names and len(names) == options.get("num_labels", accepted.get("num_labels")):
+    sizes = {**accepted, **options}
+    if names and len(names) == sizes.get("num_labels", sizes.get("num_classes")):
         model.label_names = tuple(map(str, names))
     return model.eval()
+
+
+def renamed(kind: type[Pretrained], found: Checkpoint) -> Checkpoint:
+    """A file without settings, or with timm's, by the model's own keys.
+
+    Old keys have new names, and parts that the model can be built without (`ignored`) stay where they are.
+    """
+    said = (found.config or {}).get("architecture", kind.name)
+    if said != kind.name:
+        raise CheckpointError(
+            f"zoo.load: {CONFIG} of {found.path} says architecture {said!r}; expected {kind.name!r}"
+        )
+    if kind.old_names is None:
+        return found
+    return found._replace(tensors={re.sub(*kind.old_names, key): t for key, t in found.tensors.items()})
 
 
 @contextlib.contextmanager
@@ -164,16 +191,25 @@ def plan_own(
     new_head: a stored head takes part only where all of it fits: heads of two kinds share names of layers.
     """
     expected, tensors = model.state_dict(), found.tensors
+    if found.about is None:
+        tensors = {
+            key: stored
+            for key, stored in tensors.items()
+            if key in expected or not any(re.search(pattern, key) for pattern in model.ignored)
+        }
     if new_head:
-        head = {key: stored.shape for key, stored in tensors.items() if key.startswith("head.")}
-        if head != {key: tuple(t.shape) for key, t in expected.items() if key.startswith("head.")}:
+        head = {key: stored.shape for key, stored in tensors.items() if key.startswith(model.heads)}
+        if head != {key: tuple(t.shape) for key, t in expected.items() if key.startswith(model.heads)}:
             tensors = {key: stored for key, stored in tensors.items() if key not in head}
-    for key in tensors:
-        if key not in expected:
-            hint = ANOTHER_HEAD if key.startswith("head.") else ""
-            raise CheckpointError(f"zoo.load: {found.path} holds {key}, which the model does not have{hint}")
+    unknown = [key for key in tensors if key not in expected]
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        hint = ANOTHER_HEAD if all(key.startswith(model.heads) for key in unknown) else ""
+        raise CheckpointError(
+            f"zoo.load: {found.path} holds {unknown[0]}{more}, which the model does not have{hint}"
+        )
     for key, stored in tensors.items():
-        check_shape(stored, tuple(expected[key].shape))
+        check_shape(stored, tuple(expected[key].shape), ANOTHER_HEAD if key.startswith(model.heads) else "")
         if expected[key].is_floating_point():
             check_dtype(stored)
     return {key: (Source((key,)), [stored]) for key, stored in tensors.items()}
@@ -235,10 +271,10 @@ def check_dtype(stored: Stored) -> None:
         )
 
 
-def check_shape(stored: Stored, shape: tuple[int, ...]) -> None:
+def check_shape(stored: Stored, shape: tuple[int, ...], hint: str = "") -> None:
     if stored.shape != shape:
         raise CheckpointError(
-            f"zoo.load: {stored.key} in {stored.file} has shape {stored.shape}; expected {shape}"
+            f"zoo.load: {stored.key} in {stored.file} has shape {stored.shape}; expected {shape}{hint}"
         )
 
 
@@ -285,6 +321,7 @@ def save(model: torch.nn.Module, folder: str | Path) -> None:
         weights = dict(exported(model, weights))
     else:
         about = {"model": model.name, "options": model.options}
+        about |= {"classes": list(model.label_names)} if model.label_names else {}
         metadata = {"format": "pt", "kernelzoo": json.dumps(about)}
     weights = {key: t.detach().cpu().contiguous() for key, t in weights.items()}
     part = folder / f".{WEIGHTS}.part"

@@ -12,9 +12,10 @@ from .. import nn as kz_nn
 from ..ops.core import ArgumentError
 from .base import Pretrained
 from .registry import register
+from .vision import batch_norm, conv
 
 STD = 0.02  # of the weights at first: the paper's section 4
-SLOPE = 0.2  # of the leaky ReLU, ibid.
+LEAKY = ("leaky_relu", 0.2)  # ibid.
 
 
 class Generator(torch.nn.Module):
@@ -28,13 +29,13 @@ class Generator(torch.nn.Module):
             nn.ConvTranspose2d(sizes[i], sizes[i + 1], 4, stride=2, padding=1, bias=i == len(widths) - 1)
             for i in range(len(widths))
         )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(n) for n in widths)
-        self._relu, self._tanh = nn.functional.relu, nn.functional.tanh
+        self.norms = nn.ModuleList(batch_norm(nn, n, "relu") for n in widths)
+        self._tanh = nn.functional.tanh
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.start(z[:, :, None, None])
         for norm, up in zip(self.norms, self.up, strict=True):
-            x = up(self._relu(norm(x)))
+            x = up(norm(x))
         return self._tanh(x)
 
 
@@ -45,17 +46,17 @@ class Discriminator(torch.nn.Module):
         super().__init__()
         sizes = [channels, *widths]
         self.down = nn.ModuleList(
-            nn.Conv2d(sizes[i], sizes[i + 1], 4, stride=2, padding=1, bias=i == 0) for i in range(len(widths))
+            conv(nn, *sizes[i : i + 2], 4, stride=2, padding=1, bias=i == 0, act=None if i else LEAKY)
+            for i in range(len(widths))
         )
         self.norms = nn.ModuleList(
-            nn.Identity() if i == 0 else nn.BatchNorm2d(n) for i, n in enumerate(widths)
+            batch_norm(nn, n, LEAKY) if i else nn.Identity() for i, n in enumerate(widths)
         )
         self.end = nn.Conv2d(widths[-1], 1, side)
-        self._leaky_relu = nn.functional.leaky_relu
 
     def forward(self, x: Tensor) -> Tensor:
         for norm, down in zip(self.norms, self.down, strict=True):
-            x = self._leaky_relu(norm(down(x)), SLOPE)
+            x = norm(down(x))
         return self.end(x).flatten()
 
 

@@ -12,6 +12,7 @@ from .. import nn as kz_nn
 from ..ops.core import ArgumentError
 from .base import Pretrained
 from .registry import register
+from .vision import conv
 
 # channels, kernel, stride: V. Mnih et al. 2015, Methods, "Model architecture"
 CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
@@ -49,11 +50,10 @@ class DQN(Pretrained):
         widths = (hidden,) if isinstance(hidden, int) else tuple(hidden)
         self.shape = shape
         self.convolutions = nn.ModuleList()
-        self.act = nn.ReLU()
         if len(shape) == 3:
             channels, *sides = shape
             for outputs, kernel, stride in CONVOLUTIONS:
-                self.convolutions.append(nn.Conv2d(channels, outputs, kernel, stride))
+                self.convolutions.append(conv(nn, channels, outputs, kernel, stride, act="relu"))
                 channels, sides = outputs, [(side - kernel) // stride + 1 for side in sides]
             if min(sides) < 1:
                 raise ArgumentError(f"dqn: observation is {shape}; expected frames of at least 36x36")
@@ -70,7 +70,7 @@ class DQN(Pretrained):
             shape = ", ".join(map(str, self.shape))
             raise ArgumentError(f"dqn: x has shape {tuple(x.shape)}; expected (batch, {shape})")
         for layer in self.convolutions:
-            x = self.act(layer(x))
+            x = layer(x)
         x = x.flatten(1)
         for layer in self.hidden:
             x = layer(x)

@@ -62,8 +62,6 @@ def read(path: Path) -> Checkpoint:
                     raise CheckpointError(f"zoo.load: {key} is in {tensors[key].file} and in {file}")
                 tensors[key] = Stored(file, key, tuple(part.get_shape()), part.get_dtype())
     config = parsed(folder / CONFIG) if about is None and (folder / CONFIG).exists() else None
-    if about is None and config is None and path.is_dir():
-        raise CheckpointError(f"zoo.load: {path} has no {CONFIG}, which says how large the model is")
     return Checkpoint(path, tensors, config, about)
 
 

@@ -88,7 +88,9 @@ def load(
 
     path: a folder that the transformers library or `zoo.save` wrote (config.json beside model.safetensors, or
     beside the shards of model.safetensors.index.json), the weights in such a folder, or a safetensors file that
-    `kernelzoo train` wrote, whose options are in it (JSON, metadata key `kernelzoo`). Options given here win.
+    `kernelzoo train` wrote, whose options are in it (JSON, metadata key `kernelzoo`). A model of torchvision's takes
+    its state dict too, in a safetensors file or folder and with no more said: num_classes, num_channels and whether
+    there are auxiliary classifiers follow from the shapes. Options given here win.
     new_head: build a head that the file does not hold afresh, such as head="classify" on pre-trained weights;
     without it that is an error. Weights trained on normalised inputs expect such again: `normalization` there.
     Raises CheckpointError (a ValueError) where the file is truncated, foreign or a pickle, or holds other

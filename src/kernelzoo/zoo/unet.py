@@ -11,6 +11,8 @@ from .. import nn as kz_nn
 from ..ops.core import ArgumentError
 from .base import Pretrained
 from .registry import register
+from .vision import batch_norm as norm_act
+from .vision import conv
 
 
 class DoubleConv(torch.nn.Module):
@@ -18,16 +20,15 @@ class DoubleConv(torch.nn.Module):
 
     def __init__(self, inputs: int, outputs: int, batch_norm: bool, nn: Any) -> None:
         super().__init__()
-        norm = nn.BatchNorm2d if batch_norm else nn.Identity
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=not batch_norm)
-        self.norm1 = norm(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=not batch_norm)
-        self.norm2 = norm(outputs)
-        self.act = nn.ReLU()
+        how = {"padding": 1, "bias": not batch_norm, "act": None if batch_norm else "relu"}
+        self.conv1 = conv(nn, inputs, outputs, 3, **how)
+        self.norm1 = norm_act(nn, outputs, "relu") if batch_norm else nn.Identity()
+        self.conv2 = conv(nn, outputs, outputs, 3, **how)
+        self.norm2 = norm_act(nn, outputs, "relu") if batch_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.norm1(self.conv1(x)))
-        return self.act(self.norm2(self.conv2(x)))
+        x = self.norm1(self.conv1(x))
+        return self.norm2(self.conv2(x))
 
 
 @register("unet")

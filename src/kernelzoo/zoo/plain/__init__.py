@@ -36,6 +36,46 @@ class Linear(torch.nn.Linear):
         return y if self.act is None else self._function(y, *self.act_args)
 
 
+INPLACE = ("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "silu", "mish", "hardswish", "hardtanh")
+
+
+class _Epilogue:
+    """act(y + residual), into the memory of y where torch's activation can, as models are written."""
+
+    def _take(self, act: str | tuple | None) -> None:
+        self.act, *self.act_args = (act,) if act is None or isinstance(act, str) else act
+        if self.act is not None:
+            self._function = getattr(functional, self.act)
+            self._how = {"inplace": True} if self.act in INPLACE else {}
+
+    def _finish(self, y: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        if residual is not None:
+            y = y + residual
+        return y if self.act is None else self._function(y, *self.act_args, **self._how)
+
+
+class Conv2d(_Epilogue, torch.nn.Conv2d):
+    """y = act(conv(x) + b + residual)."""
+
+    def __init__(self, *args: Any, act: str | tuple | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._take(act)
+
+    def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        return self._finish(super().forward(input), residual)
+
+
+class BatchNorm2d(_Epilogue, torch.nn.BatchNorm2d):
+    """y = act(norm(x) + residual)."""
+
+    def __init__(self, *args: Any, act: str | tuple | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._take(act)
+
+    def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        return self._finish(super().forward(input), residual)
+
+
 class LayerNorm(torch.nn.LayerNorm):
     """torch.nn.LayerNorm; with a residual it returns (y, s), s = input + residual and y the norm of s."""
 
