@@ -41,7 +41,7 @@ class FolderImages(Images):
             image = decode(self.paths[row])
             if self.image_size is not None:
                 corner = (0.5, 0.5) if chance is None or not augment.crop else chance[k, :2]
-                image = cut(image, self.image_size, augment is not None and augment.crop, corner)
+                image = cut(image, self.image_size, augment.crop, corner)
             pictures.append(np.asarray(image))
         x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
         if chance is None:

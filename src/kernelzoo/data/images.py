@@ -6,7 +6,6 @@ import difflib
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -66,12 +65,16 @@ class Images:
     def fingerprint(self) -> str:
         return self.digest
 
+    def pictures(self, rows: np.ndarray) -> torch.Tensor:
+        """(N, C, H, W) in [0, 1], as they are."""
+        return self.read(rows, None, Augment())
+
     def moments(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and mean square by channel, over these rows."""
         raise NotImplementedError
 
     def read(self, rows: list[int], chance: np.ndarray | None, augment: Augment) -> torch.Tensor:
-        """(B, C, H, W) in [0, 1]; chance (B, 4): augmented so, None: as they are."""
+        """(B, C, H, W) in [0, 1]; chance (B, 4): cropped and turned so; None: the middle, as it is."""
         raise NotImplementedError
 
 
@@ -111,10 +114,10 @@ def augmented(x: torch.Tensor, chance: np.ndarray, augment: Augment) -> torch.Te
 
 
 class ImageRows(Dataset):
-    """Batches by (epoch, numbers of rows): normalised images and classes."""
+    """Batches by (epoch, numbers of rows): normalised images and classes; seed None: not augmented."""
 
     def __init__(
-        self, images: Images, rows: np.ndarray, scale: Normalization, augment: Augment | None, seed: int
+        self, images: Images, rows: np.ndarray, scale: Normalization, augment: Augment, seed: int | None
     ) -> None:
         self.images, self.rows, self.augment, self.seed = images, rows, augment, seed
         self.mean, self.std = (torch.tensor(part)[:, None, None] for part in (scale.mean, scale.std))
@@ -125,7 +128,7 @@ class ImageRows(Dataset):
     def __getitem__(self, asked: tuple[int, list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         epoch, at = asked
         chance = None
-        if self.augment is not None:
+        if self.seed is not None:
             chance = draws(self.seed, epoch, len(self.rows))[at]
         rows = self.rows[at]
         x = self.images.read(rows, chance, self.augment)
@@ -233,11 +236,6 @@ def split_images(images: Images, val_fraction: float, seed: int, augment: Augmen
     return ImageSplit(
         images,
         ImageRows(images, train, scale, augment, seed),
-        ImageRows(images, val, scale, None, seed),
+        ImageRows(images, val, scale, augment, None),
         scale,
     )
-
-
-def as_pictures(images: Images, rows: np.ndarray) -> Any:
-    """(N, C, H, W) in [0, 1], all of these rows."""
-    return images.read(rows, None, Augment())

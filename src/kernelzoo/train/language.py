@@ -19,7 +19,6 @@ from ..data import Corpus, InputError
 from ..data.text import Document
 from ..data.tokens import END, digest
 from . import checkpoint, report
-from .config import LanguageConfig
 from .distributed import World, processes
 from .engine import (
     CHECKPOINT,
@@ -39,6 +38,7 @@ from .engine import (
     probe,
 )
 from .material import Material, contender, context_of, gather
+from .step_config import LanguageConfig
 from .steps import Training, fit, kinds, steps_for
 
 # when a run stops before its end, what it gives

@@ -135,7 +135,10 @@ class SupervisedModule(pl.LightningModule):
         functional = self.engine.functional
         loss = functional.mse_loss if self.regression else functional.cross_entropy
         end, *on_the_way = parts(output)
-        return loss(end, y) + AUXILIARY * sum(loss(part, y) for part in on_the_way)
+        total = loss(end, y)
+        for part in on_the_way:
+            total = total + AUXILIARY * loss(part, y)
+        return total
 
     def on_train_epoch_start(self) -> None:
         epoch = len(self.history)
