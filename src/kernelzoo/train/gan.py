@@ -96,6 +96,7 @@ class GanTraining(Stepwise):
     """
 
     losses = {"generator_loss": "generator", "discriminator_loss": "discriminator"}  # noqa: RUF012
+    shown = ("frechet", "class_score")
 
     def __init__(
         self,

@@ -109,6 +109,7 @@ class PlayTraining(Stepwise):
     """
 
     losses = {"train_loss": "temporal difference"}  # noqa: RUF012
+    shown = ("return", "training_return")
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ import torch
 from ..data.audio import CODES, load_audio, wav_bytes
 from .distributed import World
 from .engine import KERNELZOO, SOUND, Engine, probe
-from .steps import STATE, Stepwise, Training, steps_for
+from .steps import STATE, Stepwise, Training, check_split, steps_for
 from .stepwise import Errand
 
 
@@ -29,12 +29,14 @@ class Sound(Errand):
 
     kinds = STATE
     main = "bits_per_sample"
-    parallel = True
 
     def read(self) -> dict[str, Any]:
         config = self.config
         self.audio = load_audio(config.data, config.val_fraction, config.context)
         return {"num_codes": CODES}
+
+    def check(self, world: World) -> None:
+        check_split(self.config, world)
 
     def probe(self, model: torch.nn.Module) -> list[str]:
         rows = self.audio.batch(self.config.seed, 0, 1).to(next(model.parameters()).device)

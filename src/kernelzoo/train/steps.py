@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from ..data import InputError
 from ..data.windows import IGNORED, Batch
 from . import report
 from .distributed import World, full, full_optimizer, full_weights, load_optimizer
@@ -42,6 +43,16 @@ def asked(batch: Batch, shift: int) -> int:
     return int((labels != IGNORED).sum())
 
 
+def check_split(config: WindowConfig, world: World) -> None:
+    """InputError where the batch does not split into equal parts."""
+    parts = world.size * config.accumulate
+    if config.batch_size % parts:
+        raise InputError(
+            f"--batch-size {config.batch_size} is the whole of a step and does not split into {world.size} "
+            f"process(es) x --accumulate {config.accumulate}; take a multiple of {parts}"
+        )
+
+
 def learning_rate(config: WindowConfig, step: int) -> float:
     """Of step 0, 1, ...: linear to `lr` in `warmup` steps, then a half cosine to a tenth of it."""
     if step < config.warmup:
@@ -54,10 +65,11 @@ class Stepwise:
     """One contender of `fit`: a model, its optimizers and where it stands; a step is `train_step`.
 
     losses: see `engine.Fit`. tokens: how many a step reads, 0 where that is no measure. solved: nothing is left to
-    learn, whatever the number of steps. step_ms: times of the latest steps.
+    learn, whatever the number of steps. step_ms: times of the latest steps. shown: metrics that are said on the way.
     """
 
     losses = LOSSES
+    shown: tuple[str, ...] = ()
     tokens = 0
     solved = False
 
@@ -287,12 +299,11 @@ def fit(training: Stepwise, name: str, console: Console, save: Callable[[dict], 
                 ended = training.step == config.steps
                 if ended or training.step % config.eval_every == 0:
                     row = training.record()
-                    losses = " ".join(
-                        f"{word} {row[key]:.4f}" for key, word in reversed(training.losses.items())
-                    )
-                    bar.update(task, result=losses)
+                    said = [f"{word} {row[key]:.4f}" for key, word in reversed(training.losses.items())]
+                    said = " ".join(said + [f"{key} {row[key]:.2f}" for key in training.shown])
+                    bar.update(task, result=said)
                     if not console.is_terminal:
-                        console.print(f"{name} step {training.step} of {config.steps}: {losses}")
+                        console.print(f"{name} step {training.step} of {config.steps}: {said}")
                 if save and (
                     training.step == last or training.solved or training.step % config.checkpoint_every == 0
                 ):

@@ -49,7 +49,6 @@ class Errand:
 
     kinds: dict[str, type]
     main: str | None = None
-    parallel = False  # whether several processes may train it together
 
     def __init__(self, config: StepConfig) -> None:
         self.config = config
@@ -71,6 +70,11 @@ class Errand:
                     f"--set {key}={given[key]}: this run needs {key}={value}; leave the option out"
                 )
         return {**given, **sizes}
+
+    def check(self, world: World) -> None:
+        """InputError where so many processes cannot train it together."""
+        if world.size > 1:
+            raise InputError(f"{self.config.model} is trained by one process, not under torchrun")
 
     def create(self, engine: Engine) -> torch.nn.Module:
         return create_model(self.config.model, self.options, engine, self.config.seed)
@@ -127,8 +131,7 @@ def run(config: StepConfig, console: Console | None = None) -> dict[str, Any]:
     with processes(config.device, getattr(config, "strategy", "ddp")) as world:
         console = (console or Console()) if world.main else Console(quiet=True)
         errand = errand_of(config)
-        if world.size > 1 and not errand.parallel:
-            raise InputError(f"{config.model} is trained by one process, not under torchrun")
+        errand.check(world)
         return _run(errand, world, console)
 
 
