@@ -8,8 +8,9 @@ import pytest
 import torch
 
 pytest.importorskip("lightning")
-Image = pytest.importorskip("PIL.Image")
+pytest.importorskip("PIL")
 
+from PIL import Image
 from rich.console import Console
 
 from kernelzoo import train

@@ -19,11 +19,12 @@ def baselines(data: SeriesSplit) -> dict[str, dict[str, float]]:
     return {"persistence": {key: float(value) for key, value in metrics.compute().items()}}
 
 
-def verdict(result: dict[str, Any], series: Series, horizon: int) -> str:
+def verdict(result: dict[str, Any], series: Series, options: dict[str, Any]) -> str:
     """The model's RMSE and persistence's, in a sentence."""
     ours = result["results"]["kernelzoo"]["metrics"]["rmse"]
     naive = result["baselines"]["persistence"]["rmse"]
     first, last = (f"{result['held_out'][key]:g}" for key in ("first", "last"))
+    horizon = options.get("horizon", 1)
     ahead = "one value ahead" if horizon == 1 else f"1 to {horizon} values ahead"
     beats = "beats" if ours < naive else "does NOT beat"
     return (

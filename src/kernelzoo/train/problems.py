@@ -109,8 +109,9 @@ class SeriesProblem(Problem):
         return {"in_features": len(self.subject.features)}
 
     def split(self, model: torch.nn.Module) -> Any:
-        self.horizon = model.options["horizon"]
-        return split_series(self.subject, self.config.context, self.horizon, self.config.val_fraction)
+        return split_series(
+            self.subject, self.config.context, model.options["horizon"], self.config.val_fraction
+        )
 
     def about(self) -> dict[str, Any]:
         return {**super().about(), "context": self.config.context}
@@ -127,7 +128,7 @@ class SeriesProblem(Problem):
         return {FORECAST: forecast.picture(trained(), self.subject, self.data, self.config.model)}
 
     def verdict(self, result: dict[str, Any]) -> list[str]:
-        return [forecast.verdict(result, self.subject, self.horizon)]
+        return [forecast.verdict(result, self.subject, result["options"])]
 
 
 class ImageProblem(Problem):
