@@ -110,7 +110,22 @@ BAD = {
         ["seq2seq", "--data", "BOOK"],
         "line 1: 0 tab(s) in 'a line of a small book'",
     ),
-    "model-of-images": (["vit", "--data", "digits"], "neither from tables of numbers nor from text"),
+    "patches": (["vit", "--data", "digits"], "vit: image_size=8 is not a multiple of patch_size=16"),
+    "no-images": (["cnn", "--data", "digts"], "no images are called 'digts'; did you mean digits?"),
+    "augment": (
+        ["cnn", "--data", "digits", "--augment", "turn"],
+        "none, crop, flip or crop,flip, got 'turn'",
+    ),
+    "channels": (
+        ["cnn", "--data", "digits", "--set", "num_channels=3"],
+        "needs num_channels=1; leave the option out",
+    ),
+    "epochs-of-sound": (["wavenet", "--data", "x.wav", "--epochs", "3"], "--epochs means nothing to wavenet"),
+    "data-of-a-game": (
+        ["dqn", "--data", "digits"],
+        "--data means nothing to dqn, which learns from an environment",
+    ),
+    "no-data": (["cnn"], "--data is missing: cnn learns from images"),
     "steps": (["gpt2", "--data", "BOOK", "--steps", "0"], "--steps must be at least 1, got 0"),
     "steps-and-minutes": (["gpt2", "--data", "BOOK", "--steps", "9", "--minutes", "1"], "give one"),
     "task": (["gpt2", "--data", "BOOK", "--task", "mlm"], "--task of gpt2 is lm, got 'mlm'"),

@@ -20,7 +20,8 @@ app = typer.Typer(
 )
 
 _EXTRA = ("lightning", "torchmetrics", "sklearn", "tokenizers", "safetensors", "matplotlib", "rich")
-_RUN, _OPT, _TAB, _TEXT = "The run", "Optimisation", "Tables and series", "Text"
+_RUN, _OPT, _TAB, _TEXT = "The run", "Optimisation", "Tables, series and images", "Text, sound, images made"
+_IMAGE, _PLAY = "Images", "Environments"
 
 
 def _fail(message: object, code: int = 2) -> typer.Exit:
@@ -65,17 +66,23 @@ def train(
     model: Annotated[
         str,
         typer.Argument(
-            help="A model of the zoo: mlp, linear_regression; gpt2, bert, lstm_lm, ...; gru_forecaster."
+            help="A model of the zoo: mlp, linear_regression; cnn, resnet18, ...; unet; dcgan; gpt2, bert, lstm_lm, "
+            "...; gru_forecaster; wavenet; dqn."
         ),
     ],
     data: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="A table: digits, breast_cancer, diabetes, or a CSV file with a header. Text: stdlib (Python's "
             "own library), a folder or a file. Pairs: number_words, or a file of sources, tabs and targets. A "
-            "series: sunspots, or a CSV file with a column of times."
+            "series: sunspots, or a CSV file with a column of times. Images: digits, or a folder of class folders, of "
+            "MNIST's files or of CIFAR-10's binary ones. To segment: photographs, or a folder with images/ and masks/. "
+            "Sound: a wav file or a folder of them."
         ),
-    ],
+    ] = None,
+    env: Annotated[
+        str | None, typer.Option(help="To play: cartpole, or an id of gymnasium's.", rich_help_panel=_PLAY)
+    ] = None,
     target: Annotated[
         str | None, typer.Option(help="The CSV column to predict.", rich_help_panel=_TAB)
     ] = None,
@@ -112,7 +119,9 @@ def train(
     dropout: Annotated[
         float | None, typer.Option(help="Short for --set dropout=...", rich_help_panel=_OPT)
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="30, of a series 100.", rich_help_panel=_TAB)] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="30, of a series 100, of photographs 60.", rich_help_panel=_TAB)
+    ] = None,
     optimizer: Annotated[
         str | None, typer.Option(help="sgd, momentum, rmsprop, adam, adamw.", rich_help_panel=_TAB)
     ] = None,
@@ -128,7 +137,11 @@ def train(
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Unless given: 1000, to classify 300.", rich_help_panel=_TEXT)
+        int | None,
+        typer.Option(
+            help="Unless given: 1000, to classify text 300, of dcgan 3000, of dqn 400 episodes.",
+            rich_help_panel=_TEXT,
+        ),
     ] = None,
     minutes: Annotated[
         float | None,
@@ -137,7 +150,8 @@ def train(
     context: Annotated[
         int | None,
         typer.Option(
-            help="Tokens of a window: 256, the model's positions if fewer, or what suits it; of a series, values read.",
+            help="Tokens of a window: 256, the model's positions if fewer, or what suits it; of a series, values read; "
+            "of sound, samples: 2048.",
             rich_help_panel=_TEXT,
         ),
     ] = None,
@@ -184,12 +198,47 @@ def train(
     sample_tokens: Annotated[
         int | None, typer.Option(help="Length of a sample: 120; 0 for none.", rich_help_panel=_TEXT)
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of samples: 0.8.", rich_help_panel=_TEXT)] = None,
+    sample_seconds: Annotated[
+        float | None, typer.Option(help="Length of a sound made at the end: 1.", rich_help_panel=_TEXT)
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of samples: 0.8, of sound 1.", rich_help_panel=_TEXT)
+    ] = None,
     top_k: Annotated[int | None, typer.Option(help="Of samples: 40.", rich_help_panel=_TEXT)] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="none, crop (shifted at random), flip (mirrored) or crop,flip; unless given, what suits the data.",
+            rich_help_panel=_IMAGE,
+        ),
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Resize the images of a folder, by their shorter side, and cut squares of this side out.",
+            rich_help_panel=_IMAGE,
+        ),
+    ] = None,
+    tile: Annotated[
+        int | None, typer.Option(help="Side of the squares to segment: 64.", rich_help_panel=_IMAGE)
+    ] = None,
+    skip_corrupt: Annotated[
+        bool,
+        typer.Option(
+            "--skip-corrupt",
+            help="Leave out, and name, images that cannot be decoded.",
+            rich_help_panel=_IMAGE,
+        ),
+    ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that read images: of a folder up to 4, else 0.", rich_help_panel=_IMAGE),
+    ] = None,
     val_fraction: Annotated[
         float | None,
         typer.Option(
-            help="Share to validate on: of rows 0.2, of a series the last 0.2, of files and pairs 0.1.",
+            help="Share to validate on: of rows and images 0.2, of a series the last 0.2, of photographs the last "
+            "quarter of the columns, of files, pairs and a sound's end 0.1.",
             rich_help_panel=_RUN,
         ),
     ] = None,
@@ -223,7 +272,7 @@ def train(
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.", rich_help_panel=_RUN)] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", rich_help_panel=_RUN)] = None,
 ) -> None:
-    """Train a model on a table, on a series or on text, and say how well it does on what it has not seen.
+    """Train a model on a table, a series, images, text, sound or a game; say how well it does on what it has not seen.
 
     On text, several processes train together under `torchrun --nproc-per-node N -m kernelzoo train ...`.
     """

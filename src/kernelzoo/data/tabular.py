@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
 DATASETS = ("breast_cancer", "diabetes", "digits")
 MIN_ROWS = 10
@@ -55,6 +56,19 @@ class Normalization:
         return asdict(self)
 
 
+class Rows(Dataset):
+    """Batches of a table by (epoch, numbers of rows); every epoch has the same rows."""
+
+    def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, asked: tuple[int, list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.x[asked[1]], self.y[asked[1]]
+
+
 @dataclass(frozen=True)
 class Split:
     """Normalised tensors: x (rows, features) float32; y (rows,) int64 classes or (rows, 1) float32 values."""
@@ -64,6 +78,15 @@ class Split:
     val_x: torch.Tensor
     val_y: torch.Tensor
     normalization: Normalization
+    val_batch = 4096
+
+    @property
+    def training(self) -> Rows:
+        return Rows(self.x, self.y)
+
+    @property
+    def validation(self) -> Rows:
+        return Rows(self.val_x, self.val_y)
 
 
 def make_target(
@@ -164,19 +187,7 @@ def check(table: Table, name: str) -> Table:
 
 def split(table: Table, val_fraction: float, seed: int) -> Split:
     """Shuffle by `seed`, split (stratified by class in classification), normalise by the training part."""
-    from sklearn.model_selection import train_test_split
-
-    rows = len(table.y)
-    n_val = max(round(rows * val_fraction), 2)
-    least = len(table.classes) if table.classes else 2
-    if not least <= n_val <= rows - least:
-        raise InputError(
-            f"a validation fraction of {val_fraction} of {rows} rows leaves {rows - n_val} to train on and "
-            f"{n_val} to validate on; each part needs at least {least}. Change --val-fraction or add rows"
-        )
-    train, val = train_test_split(
-        np.arange(rows), test_size=n_val, random_state=seed, stratify=table.y if table.classes else None
-    )
+    train, val = split_rows(table.y, len(table.classes or ()), val_fraction, seed)
     mean, std = _moments(table.x[train], table.features)
     x = (table.x - mean) / std
     y, target_mean, target_std = table.y, 0.0, 1.0
@@ -192,6 +203,23 @@ def split(table: Table, val_fraction: float, seed: int) -> Split:
         x[val],
         y[val],
         Normalization(mean.tolist(), std.tolist(), target_mean, target_std),
+    )
+
+
+def split_rows(y: np.ndarray, classes: int, val_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the rows to train and to validate on, shuffled; of each class its share, where there are some."""
+    from sklearn.model_selection import train_test_split
+
+    rows = len(y)
+    n_val = max(round(rows * val_fraction), 2)
+    least = classes or 2
+    if not least <= n_val <= rows - least:
+        raise InputError(
+            f"a validation fraction of {val_fraction} of {rows} rows leaves {rows - n_val} to train on and "
+            f"{n_val} to validate on; each part needs at least {least}. Change --val-fraction or add rows"
+        )
+    return train_test_split(
+        np.arange(rows), test_size=n_val, random_state=seed, stratify=y if classes else None
     )
 
 

@@ -19,8 +19,10 @@ from kernelzoo import functional, nn, optim, zoo
 from ..data import InputError
 
 CHECKPOINT, WEIGHTS, CURVES, METRICS = "checkpoint.ckpt", "model.safetensors", "curves.png", "metrics.json"
-TOKENIZER, SAMPLES, FORECAST = "tokenizer.json", "samples.txt", "forecast.png"
+TOKENIZER, SAMPLES = "tokenizer.json", "samples.txt"
+FORECAST, MASK, SHEET, SOUND = "forecast.png", "mask.png", "samples.png", "sample.wav"
 KEPT_STEP_TIMES = 10_000
+LOSSES = {"val_loss": "validation", "train_loss": "training"}
 
 
 class Engine(NamedTuple):
@@ -50,7 +52,8 @@ class Fit:
 
     history: a row of losses and metrics an epoch, or (with "step") every so many steps. weights: those of row
     `best`: the last one, or with early stopping the one with the lowest validation loss. step_ms: times of
-    the latest steps, at most `KEPT_STEP_TIMES`; tokens: how many a step reads, 0 for rows of a table.
+    the latest steps, at most `KEPT_STEP_TIMES`; tokens: how many a step reads, 0 where that is no measure.
+    losses: keys of the history that are losses, and how they are called.
     """
 
     weights: dict[str, torch.Tensor]
@@ -58,6 +61,7 @@ class Fit:
     best: int
     step_ms: list[float] = field(repr=False)
     tokens: int = 0
+    losses: dict[str, str] = field(default_factory=lambda: dict(LOSSES))
 
     @property
     def step_quartiles_ms(self) -> list[float]:
@@ -142,7 +146,8 @@ def prepare_out(out: Path, resume: bool) -> None:
     """Make the folder, and take away what an older run left."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        names = (WEIGHTS, CURVES, METRICS, SAMPLES, FORECAST) + (() if resume else (CHECKPOINT,))
+        made = (WEIGHTS, CURVES, METRICS, SAMPLES, FORECAST, MASK, SHEET, SOUND)
+        names = made + (() if resume else (CHECKPOINT,))
         for name in names:
             (out / name).unlink(missing_ok=True)
     except OSError as error:

@@ -19,7 +19,6 @@ from ..data import Corpus, InputError
 from ..data.text import Document
 from ..data.tokens import END, digest
 from . import checkpoint, report
-from .config import LanguageConfig
 from .distributed import World, processes
 from .engine import (
     CHECKPOINT,
@@ -39,7 +38,8 @@ from .engine import (
     probe,
 )
 from .material import Material, contender, context_of, gather
-from .steps import Training, fit, kinds, steps_for
+from .step_config import LanguageConfig
+from .steps import Training, check_split, fit, kinds, steps_for
 
 # when a run stops before its end, what it gives
 _STOPPED = {"stopped": True}
@@ -60,7 +60,7 @@ def run(config: LanguageConfig, console: Console | None = None) -> dict[str, Any
 
 
 def _run(config: LanguageConfig, world: World, console: Console) -> dict[str, Any]:
-    _check_split(config, world)
+    check_split(config, world)
     if config.init_from is not None and config.init_from.resolve() == config.out.resolve():
         raise InputError(f"--init-from {config.init_from} is --out as well; name another folder to write to")
     config = replace(config, context=context_of(config))
@@ -109,15 +109,6 @@ def _run(config: LanguageConfig, world: World, console: Console) -> dict[str, An
         fits[names[1]] = fit(training, names[1], console)
     del training
     return world.on_main(lambda: _finish(fits, config, material, world, ran, console))
-
-
-def _check_split(config: LanguageConfig, world: World) -> None:
-    parts = world.size * config.accumulate
-    if config.batch_size % parts:
-        raise InputError(
-            f"--batch-size {config.batch_size} is the whole of a step and does not split into {world.size} "
-            f"process(es) x --accumulate {config.accumulate}; take a multiple of {parts}"
-        )
 
 
 def _probe(model: torch.nn.Module, data: Any, config: LanguageConfig, world: World) -> list[str]:

@@ -1,4 +1,4 @@
-"""The training loop: one LightningModule for every model of tables and series, run by Lightning's Trainer."""
+"""The training loop in epochs: one LightningModule for tables, series and images, run by Lightning's Trainer."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 from rich.console import Console
-from torch.utils.data import DataLoader, Sampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..data import Series, Split, Table
+from ..data.photographs import IGNORED
 from . import report
 from .config import OPTIMIZERS, Config
 from .engine import KEPT_STEP_TIMES, Engine, Fit, Stopped, TrainingError
 from .metrics import NAMES, make_metrics
 
-VAL_BATCH = 4096
+AUXILIARY = 0.3  # share of a classifier on the way: C. Szegedy et al., arXiv:1409.4842, section 5
 # what a checkpoint holds besides its run's identity and the weights
 STATE = {
     "optimizer": dict,
@@ -35,6 +35,13 @@ STATE = {
 }
 
 
+def parts(output: Any) -> list[torch.Tensor]:
+    """What a model says at its end, then what its classifiers on the way do; some say so in training alone."""
+    if isinstance(output, dict):
+        return list(output.values())
+    return list(output) if isinstance(output, tuple) else [output]
+
+
 def epoch_seed(seed: int, epoch: int, stream: int) -> int:
     """A 32-bit seed for a stream of random numbers in an epoch (0: dropout, 1: shuffling).
 
@@ -44,57 +51,70 @@ def epoch_seed(seed: int, epoch: int, stream: int) -> int:
 
 
 class EpochBatches(Sampler):
-    """Batches of shuffled row numbers; the order depends on the seed and the epoch alone."""
+    """Batches (epoch, shuffled row numbers); the order depends on the seed and the epoch alone.
+
+    A lone last row joins the batch before it: a batch norm has no variance of one row.
+    """
 
     def __init__(self, rows: int, batch_size: int, seed: int, epoch: int) -> None:
         self.rows, self.batch_size, self.seed, self.epoch = rows, batch_size, seed, epoch
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch, stream=1))
         order = torch.randperm(self.rows, generator=generator).tolist()
-        for start in range(0, self.rows, self.batch_size):
-            yield order[start : start + self.batch_size]
+        ends = [min((i + 1) * self.batch_size, self.rows) for i in range(len(self) - 1)] + [self.rows]
+        for start, end in zip([0, *ends], ends, strict=False):
+            yield self.epoch, order[start:end]
 
     def __len__(self) -> int:
-        return -(-self.rows // self.batch_size)
+        whole, rest = divmod(self.rows, self.batch_size)
+        return max(1, whole + (rest > (1 if self.batch_size > 1 else 0)))
 
 
-class TabularModule(pl.LightningModule):
-    """Cross-entropy (classification) or mean squared error on the normalised target (regression), plus L1."""
+class SupervisedModule(pl.LightningModule):
+    """Cross-entropy (classes, of rows or of pixels) or mean squared error on the normalised target, plus L1."""
 
     def __init__(
         self,
         model: torch.nn.Module,
         config: Config,
-        table: Table | Series,
-        data: Split,
+        subject: Any,
+        data: Any,
         engine: Engine,
         state: dict | None,
     ) -> None:
         super().__init__()
         self.model, self.config, self.engine, self.data = model, config, engine, data
-        self.regression = table.classes is None
-        self.metric_names = NAMES[table.task]
-        self.val_metrics = make_metrics(table, data.normalization)
+        self.rows = len(data.training)
+        self.regression = subject.classes is None
+        self.metric_names = NAMES[subject.task]
+        self.val_metrics = make_metrics(subject, data.normalization)
         self.history: list[dict[str, float]] = list(state["history"]) if state else []
         self.best: dict[str, Any] = state["best"] if state else {}
         self.optimizer_state = state["optimizer"] if state else None
         self.step_ms = deque(state["step_ms"].tolist() if state else (), maxlen=KEPT_STEP_TIMES)
-        self.sampler = EpochBatches(len(data.x), config.batch_size, config.seed, len(self.history))
+        self.sampler = EpochBatches(self.rows, config.batch_size, config.seed, len(self.history))
         self.marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def train_dataloader(self) -> DataLoader:
-        # the loader draws a base seed at each epoch: from a generator of its own, not from dropout's
-        data = TensorDataset(self.data.x, self.data.y)
-        return DataLoader(data, sampler=self.sampler, batch_size=None, generator=torch.Generator())
+        return self.loader(self.data.training, self.sampler)
 
     def val_dataloader(self) -> DataLoader:
-        rows = [
-            list(range(i, min(i + VAL_BATCH, len(self.data.val_x))))
-            for i in range(0, len(self.data.val_x), VAL_BATCH)
-        ]
-        data = TensorDataset(self.data.val_x, self.data.val_y)
-        return DataLoader(data, sampler=rows, batch_size=None, generator=torch.Generator())
+        size, rows = self.data.val_batch, len(self.data.validation)
+        batches = [(0, list(range(i, min(i + size, rows)))) for i in range(0, rows, size)]
+        return self.loader(self.data.validation, batches)
+
+    def loader(self, data: Dataset, batches: Any) -> DataLoader:
+        # the loader draws a base seed at each epoch: from a generator of its own, not from dropout's
+        workers = self.config.workers
+        return DataLoader(
+            data,
+            sampler=batches,
+            batch_size=None,
+            generator=torch.Generator(),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         name, arguments, *_ = OPTIMIZERS[self.config.optimizer]
@@ -110,9 +130,15 @@ class TabularModule(pl.LightningModule):
             optimizer.load_state_dict(self.optimizer_state)
         return optimizer
 
-    def loss(self, output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def loss(self, output: Any, y: torch.Tensor) -> torch.Tensor:
+        """Of what a model says at its end, and of what classifiers on the way say, if there are some."""
         functional = self.engine.functional
-        return functional.mse_loss(output, y) if self.regression else functional.cross_entropy(output, y)
+        loss = functional.mse_loss if self.regression else functional.cross_entropy
+        end, *on_the_way = parts(output)
+        total = loss(end, y)
+        for part in on_the_way:
+            total = total + AUXILIARY * loss(part, y)
+        return total
 
     def on_train_epoch_start(self) -> None:
         epoch = len(self.history)
@@ -144,16 +170,21 @@ class TabularModule(pl.LightningModule):
             self.step_ms.append((time.perf_counter() - start_s) * 1e3)
 
     def on_validation_epoch_start(self) -> None:
-        self.val_loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        # the sum of the losses, and of how many values
+        self.val_sums = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
         x, y = batch
-        output = self.model(x)
-        self.val_loss += self.loss(output, y) * len(x)
+        output = parts(self.model(x))[0]
+        values = y.numel() if self.regression else int((y != IGNORED).sum())
+        if values:
+            self.val_sums += torch.stack(
+                [self.loss(output, y).double() * values, self.val_sums.new_tensor(values)]
+            )
         self.val_metrics.update(output, y)
 
     def on_validation_epoch_end(self) -> None:
-        self.val_loss /= len(self.data.val_x)
+        self.val_loss = self.val_sums[0] / self.val_sums[1]
         values = self.val_metrics.compute()
         self.val_values = {key: float(values[key]) for key in self.metric_names}
         self.val_metrics.reset()
@@ -161,7 +192,7 @@ class TabularModule(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         epoch = len(self.history)
-        losses = {"train_loss": float(self.train_loss) / len(self.data.x), "val_loss": float(self.val_loss)}
+        losses = {"train_loss": float(self.train_loss) / self.rows, "val_loss": float(self.val_loss)}
         for name, value in losses.items():
             if not math.isfinite(value):
                 raise TrainingError(
@@ -185,7 +216,7 @@ class EpochCheckpoint(Checkpoint):
     def __init__(self, save: Callable[[dict], None], stopper: EarlyStopping | None) -> None:
         self.save, self.stopper = save, stopper
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: TabularModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: SupervisedModule) -> None:
         self.save(
             {
                 "model": module.model.state_dict(),
@@ -224,8 +255,8 @@ class ProgressBar(Callback):
 def fit(
     model: torch.nn.Module,
     config: Config,
-    table: Table | Series,
-    data: Split,
+    subject: Any,
+    data: Any,
     engine: Engine,
     *,
     state: dict | None = None,
@@ -235,7 +266,7 @@ def fit(
     """Train to `config.epochs` epochs, from `state` (a checkpoint) if given; `save` gets each epoch's end."""
     if state:
         model.load_state_dict(state["model"])
-    module = TabularModule(model, config, table, data, engine, state)
+    module = SupervisedModule(model, config, subject, data, engine, state)
     remaining = config.epochs - len(module.history)
     if remaining > 0 and not (state and state["stopped"]):
         stopper = None
@@ -259,7 +290,7 @@ def fit(
     )
 
 
-def _train(module: TabularModule, epochs: int, device: str, callbacks: list[Callback]) -> None:
+def _train(module: SupervisedModule, epochs: int, device: str, callbacks: list[Callback]) -> None:
     # Lightning logs its choice of hardware and its cloud's offers, and warns of idle cores: the data is in
     # memory, where one process feeds it faster than many
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

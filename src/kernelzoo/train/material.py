@@ -15,9 +15,9 @@ from kernelzoo import zoo
 from ..data import Corpus, InputError, load_pairs, load_text
 from ..data.tokens import END, LEAST_VOCABULARY, PAD, Tokens, read_tokenizer, tokenize, train_tokenizer
 from ..data.windows import make_data
-from .config import CARRIES, WINDOWS, LanguageConfig
 from .distributed import World
 from .engine import TOKENIZER, WEIGHTS, Engine, create_model
+from .step_config import CARRIES, WINDOWS, LanguageConfig
 
 CONTEXT, VOCABULARY = 256, 4096
 VOCABULARIES = {"char_rnn": LEAST_VOCABULARY}  # bytes

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, R2Score
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassF1Score,
+    MulticlassJaccardIndex,
     MulticlassPrecision,
     MulticlassRecall,
 )
 
-from ..data import Normalization, Series, Table
+from ..data import Normalization
+from ..data.photographs import IGNORED as UNLABELLED
 from ..data.tokens import PAD
 from ..data.windows import IGNORED
 
@@ -20,6 +24,7 @@ NAMES = {
     "classification": ("accuracy", "precision", "recall", "f1"),
     "regression": ("r2", "mse", "mae"),
     "forecast": ("rmse", "mae"),
+    "segmentation": ("iou", "accuracy"),
 }
 
 
@@ -35,11 +40,17 @@ class RegressionMetrics(MetricCollection):
         super().update(output * self.scale + self.shift, y * self.scale + self.shift)
 
 
-def make_metrics(table: Table | Series, normalization: Normalization) -> MetricCollection:
-    """Accuracy over all rows, and precision, recall and F1 averaged over classes; or MSE, MAE, R²; or RMSE, MAE."""
-    if table.classes is not None:
-        return classification_metrics(len(table.classes))
-    if table.task == "forecast":
+def make_metrics(subject: Any, normalization: Normalization) -> MetricCollection:
+    """By the task of a Table, a Series, Images or Pictures.
+
+    Accuracy over all rows, and precision, recall and F1 averaged over classes; MSE, MAE and R²; RMSE and MAE; the
+    intersection over union of pixels averaged over classes, and their accuracy.
+    """
+    if subject.task == "segmentation":
+        return segmentation_metrics(len(subject.classes))
+    if subject.classes is not None:
+        return classification_metrics(len(subject.classes))
+    if subject.task == "forecast":
         return forecast_metrics(normalization)
     metrics = {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": R2Score()}
     return RegressionMetrics(metrics, normalization)
@@ -57,6 +68,15 @@ def classification_metrics(n: int) -> MetricCollection:
             "precision": MulticlassPrecision(n, average="macro"),
             "recall": MulticlassRecall(n, average="macro"),
             "f1": MulticlassF1Score(n, average="macro"),
+        }
+    )
+
+
+def segmentation_metrics(n: int) -> MetricCollection:
+    return MetricCollection(
+        {
+            "iou": MulticlassJaccardIndex(n, ignore_index=UNLABELLED),
+            "accuracy": MulticlassAccuracy(n, average="micro", ignore_index=UNLABELLED),
         }
     )
 

@@ -36,7 +36,7 @@ def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -
 
 
 def metric_names(fit: Fit) -> list[str]:
-    others = ("step", "gradient_norm", "train_loss", "val_loss")
+    others = ("step", "gradient_norm", *fit.losses)
     return [key for key in fit.history[-1] if key not in others]
 
 
@@ -55,8 +55,9 @@ def result_table(fits: dict[str, Fit], baselines: dict[str, dict[str, float]] | 
     for key in metric_names(everyone[0]):
         values = [f.history[f.best][key] for f in everyone] + [b[key] for b in baselines.values()]
         row(key, [_number(value) for value in values])
-    row("loss", [f"{f.history[f.best]['val_loss']:.4f}" for f in everyone])
-    row("training loss", [f"{f.history[f.best]['train_loss']:.4f}" for f in everyone])
+    for key, name in everyone[0].losses.items():
+        label = "loss" if key == "val_loss" else f"{name} loss"
+        row(label, [f"{f.history[f.best][key]:.4f}" for f in everyone])
     if "step" in everyone[0].history[-1]:
         row("step", [f"{f.history[f.best]['step']}" for f in everyone])
     else:
@@ -80,8 +81,7 @@ def summary(fits: dict[str, Fit], run: dict[str, Any]) -> dict[str, Any]:
     for name, fit in fits.items():
         out["results"][name] = {
             "metrics": {key: fit.history[fit.best][key] for key in metric_names(fit)},
-            "val_loss": fit.history[fit.best]["val_loss"],
-            "train_loss": fit.history[fit.best]["train_loss"],
+            **{key: fit.history[fit.best][key] for key in fit.losses},
             **_progress(fit),
             "median_step_ms": fit.step_quartiles_ms[1],
             "step_quartiles_ms": fit.step_quartiles_ms,
@@ -96,8 +96,9 @@ def summary(fits: dict[str, Fit], run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _progress(fit: Fit) -> dict[str, Any]:
-    if fit.tokens:
-        return {"step": fit.history[fit.best]["step"], "tokens_per_s": fit.tokens_per_s}
+    if "step" in fit.history[fit.best]:
+        speed = {"tokens_per_s": fit.tokens_per_s} if fit.tokens else {}
+        return {"step": fit.history[fit.best]["step"], **speed}
     return {"epoch": fit.best + 1, "epochs": len(fit.history)}
 
 
@@ -118,7 +119,10 @@ def curves(fits: dict[str, Fit], title: str, main: str | None) -> bytes:
 
     figure = Figure(figsize=(9 if main else 6, 3.6), dpi=130, layout="constrained")
     axes_of = figure.subplots(1, 2 if main else 1, squeeze=False)[0]
-    lines = [("train_loss", "{}, training", "--"), ("val_loss", "{}, validation", "-")]
+    losses = next(iter(fits.values())).losses
+    lines = [
+        (key, f"{{}}, {label}", "-" if i == 0 else "--") for i, (key, label) in enumerate(losses.items())
+    ]
     if main:
         lines.append((main, "{}", "-"))
     unit = "step" if "step" in next(iter(fits.values())).history[-1] else "epoch"
@@ -136,11 +140,11 @@ def curves(fits: dict[str, Fit], title: str, main: str | None) -> bytes:
             axes = axes_of[1] if key == main else axes_of[0]
             values = [row[key] for row in fit.history]
             axes.plot(at, values, line, label=label.format(name), **style)
-            if key != "train_loss":
+            if line == "-":
                 dot = (at[fit.best], values[fit.best], "o")
                 axes.plot(*dot, color=COLORS[i], ms=5, zorder=4, alpha=style["alpha"])
-    losses = [row[key] for fit in fits.values() for row in fit.history for key in ("train_loss", "val_loss")]
-    if min(losses) > 0 and max(losses) > 20 * min(losses):
+    values = [row[key] for fit in fits.values() for row in fit.history for key in losses]
+    if min(values) > 0 and max(values) > 20 * min(values):
         axes_of[0].set_yscale("log")
     axes_of[0].set(xlabel=unit, ylabel="loss", title="loss" if main else None)
     if main:

@@ -1,4 +1,4 @@
-"""The training loop of language models: so many steps, each a global batch that (seed, step) alone decides.
+"""Training in steps: the loop, and what language models do in it, a global batch that (seed, step) alone decides.
 
 AdamW (I. Loshchilov, F. Hutter, arXiv:1711.05101), warm-up and cosine decay (arXiv:1608.03983). The batch is
 split over processes and micro-batches; gradients are those of the mean over the whole batch whatever the split.
@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from ..data import InputError
 from ..data.windows import IGNORED, Batch
 from . import report
-from .config import LanguageConfig
 from .distributed import World, full, full_optimizer, full_weights, load_optimizer
-from .engine import KEPT_STEP_TIMES, Engine, Fit, Stopped, TrainingError
+from .engine import KEPT_STEP_TIMES, LOSSES, Engine, Fit, Stopped, TrainingError
+from .step_config import StepConfig, WindowConfig
 
 VAL_ROWS = 128
 LAST_LR = 0.1  # of --lr, at the last step
@@ -42,7 +43,17 @@ def asked(batch: Batch, shift: int) -> int:
     return int((labels != IGNORED).sum())
 
 
-def learning_rate(config: LanguageConfig, step: int) -> float:
+def check_split(config: WindowConfig, world: World) -> None:
+    """InputError where the batch does not split into equal parts."""
+    parts = world.size * config.accumulate
+    if config.batch_size % parts:
+        raise InputError(
+            f"--batch-size {config.batch_size} is the whole of a step and does not split into {world.size} "
+            f"process(es) x --accumulate {config.accumulate}; take a multiple of {parts}"
+        )
+
+
+def learning_rate(config: WindowConfig, step: int) -> float:
     """Of step 0, 1, ...: linear to `lr` in `warmup` steps, then a half cosine to a tenth of it."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
@@ -50,23 +61,93 @@ def learning_rate(config: LanguageConfig, step: int) -> float:
     return config.lr * (LAST_LR + (1 - LAST_LR) * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-class Training:
-    """One contender: a model, its optimizer and where it stands."""
+class Stepwise:
+    """One contender of `fit`: a model, its optimizers and where it stands; a step is `train_step`.
+
+    losses: see `engine.Fit`. tokens: how many a step reads, 0 where that is no measure. solved: nothing is left to
+    learn, whatever the number of steps. step_ms: times of the latest steps. shown: metrics that are said on the way.
+    """
+
+    losses = LOSSES
+    shown: tuple[str, ...] = ()
+    tokens = 0
+    solved = False
+
+    def __init__(self, model: torch.nn.Module, config: StepConfig, engine: Engine, world: World) -> None:
+        self.model, self.config, self.engine, self.world = model, config, engine, world
+        self.history: list[dict[str, float]] = []
+        self.step = 0
+        self.step_ms: deque[float] = deque(maxlen=KEPT_STEP_TIMES)
+
+    def train_step(self) -> None:
+        """Do the next step: `step` is one more, and `step_ms` has its time."""
+        raise NotImplementedError
+
+    def validate(self) -> dict[str, float]:
+        """Losses and metrics for a row of the history."""
+        raise NotImplementedError
+
+    def record(self) -> dict[str, float]:
+        """A row of the history, from the steps since the last one."""
+        row = {"step": self.step, **self.validate()}
+        for name in self.losses:
+            if not math.isfinite(row[name]):
+                raise TrainingError(
+                    f"{name} is {row[name]} after step {self.step}: training diverged; lower --lr "
+                    f"(now {self.config.lr:g})"
+                )
+        self.history.append(row)
+        return row
+
+    @property
+    def since(self) -> int:
+        """Steps since the last row of the history."""
+        return self.step - (self.history[-1]["step"] if self.history else 0)
+
+    def timed(self, start_s: float) -> None:
+        """Count a step that began then."""
+        if self.world.device != "cpu":
+            torch.cuda.synchronize()
+        self.step += 1
+        self.step_ms.append((time.perf_counter() - start_s) * 1e3)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint; all ranks must ask."""
+        return {
+            "model": full_weights(self.model),
+            "history": self.history,
+            "step": self.step,
+            "step_ms": torch.tensor(self.step_ms, dtype=torch.float64),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """What `state` gave, but for the model's weights."""
+        self.history, self.step = list(state["history"]), state["step"]
+        self.step_ms.extend(state["step_ms"].tolist())
+
+    def best(self) -> tuple[int, dict[str, torch.Tensor]]:
+        """The row of the history whose weights are kept, and these."""
+        return len(self.history) - 1, full_weights(self.model)
+
+
+class Training(Stepwise):
+    """Windows of tokens: of text, or of sound."""
 
     def __init__(
         self,
         model: torch.nn.Module,
         data: Any,
-        config: LanguageConfig,
+        config: WindowConfig,
         engine: Engine,
         world: World,
         state: dict | None = None,
         metrics: Any = None,
     ) -> None:
-        self.data, self.config, self.world, self.metrics = data, config, world, metrics
+        super().__init__(model.to(world.device), config, engine, world)
+        self.data, self.metrics = data, metrics
+        self.tokens = config.batch_size * getattr(data, "row_tokens", config.context)
         if state:
             model.load_state_dict(state["model"])
-        self.model = model.to(world.device)
         self.wrapped = world.wrap(self.model)
         self.share = config.batch_size // (world.size * config.accumulate)
         # of each micro-batch's rows here, the state that the window before left
@@ -80,16 +161,12 @@ class Training:
             {"params": vectors, "weight_decay": 0.0},
         ]
         self.optimizer = engine.optim.AdamW(groups, lr=config.lr, betas=BETAS)
-        self.history: list[dict[str, float]] = []
-        self.step = 0
         # sums of the training loss and of the gradient's norm since the last row of the history
         self.sums = torch.zeros(2, dtype=torch.float64)
-        self.step_ms: deque[float] = deque(maxlen=KEPT_STEP_TIMES)
         if state:
             load_optimizer(self.optimizer, self.model, state["optimizer"])
-            self.history, self.step = list(state["history"]), state["step"]
+            self.restore(state)
             self.sums = state["sums"]
-            self.step_ms.extend(state["step_ms"].tolist())
             for micro, cache in enumerate(self.carried):
                 cache.parts = tuple(
                     part[:, self.rows_of(micro)].contiguous().to(world.device) for part in state["carried"]
@@ -103,14 +180,10 @@ class Training:
         return slice(first, first + self.share)
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint; all ranks must ask."""
         return {
-            "model": full_weights(self.model),
+            **super().state(),
             "optimizer": full_optimizer(self.optimizer, self.model),
-            "history": self.history,
-            "step": self.step,
             "sums": self.sums.cpu(),
-            "step_ms": torch.tensor(self.step_ms, dtype=torch.float64),
             **({"carried": self._all_carried()} if self.carried else {}),
         }
 
@@ -167,14 +240,13 @@ class Training:
         self.sums += torch.stack([loss, full(norm)])
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if self.world.device != "cpu":
-            torch.cuda.synchronize()
-        self.step += 1
-        self.step_ms.append((time.perf_counter() - start_s) * 1e3)
+        self.timed(start_s)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean loss over the validation windows, and the metrics where the task has some."""
+        """Means since the last time; the loss over the validation windows, and the metrics where the task has some."""
+        trained, norm = (self.sums / self.since).tolist()
+        self.sums.zero_()
         world, batch = self.world, self.validation
         self.wrapped.eval()
         total = torch.zeros((), dtype=torch.float64, device=world.device)
@@ -195,7 +267,11 @@ class Training:
                 self.metrics.update(said, rows.labels)
             if counted:
                 total += loss.double() * asked(rows, self.data.shift)
-        values = {"val_loss": float(world.sum(total)) / asked(batch, self.data.shift)}
+        values = {
+            "train_loss": trained,
+            "gradient_norm": norm,
+            "val_loss": float(world.sum(total)) / asked(batch, self.data.shift),
+        }
         if self.metrics is not None:
             values |= {key: float(value) for key, value in self.metrics.compute().items()}
             self.metrics.reset()
@@ -209,49 +285,36 @@ class Training:
             )
         return out[:, 1:]  # behind the token that it starts from
 
-    def record(self) -> dict[str, float]:
-        """A row of the history, from the steps since the last one."""
-        since = self.step - (self.history[-1]["step"] if self.history else 0)
-        loss, norm = (self.sums / since).tolist()
-        row = {"step": self.step, "train_loss": loss, "gradient_norm": norm, **self.validate()}
-        for name in ("train_loss", "val_loss"):
-            if not math.isfinite(row[name]):
-                raise TrainingError(
-                    f"{name} is {row[name]} after step {self.step}: training diverged; lower --lr "
-                    f"(now {self.config.lr:g})"
-                )
-        self.sums.zero_()
-        self.history.append(row)
-        return row
 
-
-def fit(training: Training, name: str, console: Console, save: Callable[[dict], None] | None = None) -> Fit:
-    """Train to the last step, or to `stop_at`; rank 0 hands a state to `save` every so many steps."""
+def fit(training: Stepwise, name: str, console: Console, save: Callable[[dict], None] | None = None) -> Fit:
+    """Train to the last step, to `stop_at` or until solved; rank 0 hands a state to `save` every so many steps."""
     config, world = training.config, training.world
     last = min(config.steps, config.stop_at or config.steps)
     bar = report.progress(name, "steps", console)
     task = bar.add_task("", total=config.steps, completed=training.step, result="")
     try:
         with bar:
-            while training.step < last:
+            while training.step < last and not training.solved:
                 training.train_step()
                 ended = training.step == config.steps
                 if ended or training.step % config.eval_every == 0:
                     row = training.record()
-                    losses = f"training {row['train_loss']:.4f} validation {row['val_loss']:.4f}"
-                    bar.update(task, result=losses)
+                    said = [f"{word} {row[key]:.4f}" for key, word in reversed(training.losses.items())]
+                    said = " ".join(said + [f"{key} {row[key]:.2f}" for key in training.shown])
+                    bar.update(task, result=said)
                     if not console.is_terminal:
-                        console.print(f"{name} step {training.step} of {config.steps}: {losses}")
-                if save and (training.step == last or training.step % config.checkpoint_every == 0):
+                        console.print(f"{name} step {training.step} of {config.steps}: {said}")
+                if save and (
+                    training.step == last or training.solved or training.step % config.checkpoint_every == 0
+                ):
                     state = training.state()
                     if world.main:
                         save(state)
                 bar.update(task, completed=training.step)
     except KeyboardInterrupt:
         raise Stopped(f"interrupted in step {training.step + 1}") from None
-    tokens = config.batch_size * getattr(training.data, "row_tokens", config.context)
-    weights = full_weights(training.model)
-    return Fit(weights, training.history, len(training.history) - 1, list(training.step_ms), tokens)
+    best, weights = training.best()
+    return Fit(weights, training.history, best, list(training.step_ms), training.tokens, training.losses)
 
 
 def steps_for(training: Training, minutes: float) -> int:

@@ -9,7 +9,9 @@ from . import (
     bert,
     convnet,
     convnext,
+    dcgan,
     densenet,
+    dqn,
     feedforward,
     gpt2,
     inception,
@@ -22,7 +24,9 @@ from . import (
     segmentation,
     seq2seq,
     transformer,
+    unet,
     vit,
+    wavenet,
 )
 from .base import CheckpointError
 from .checkpoints import save
@@ -35,7 +39,9 @@ __all__ = [
     "convnet",
     "convnext",
     "create",
+    "dcgan",
     "densenet",
+    "dqn",
     "feedforward",
     "gpt2",
     "inception",
@@ -53,5 +59,7 @@ __all__ = [
     "segmentation",
     "seq2seq",
     "transformer",
+    "unet",
     "vit",
+    "wavenet",
 ]
