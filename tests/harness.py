@@ -289,6 +289,17 @@ def compiled_quietly():
     torch._dynamo.reset()
 
 
+class Counter:
+    """A compiler, for torch.compile, that counts how often it is asked."""
+
+    def __init__(self):
+        self.graphs = 0
+
+    def __call__(self, graph, example_inputs):
+        self.graphs += 1
+        return graph.forward
+
+
 def _floating(t):
     return t is not None and t.is_floating_point()
 

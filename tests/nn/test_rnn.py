@@ -13,7 +13,7 @@ import kernelzoo as kz
 from kernelzoo import nn
 from kernelzoo.verify import assert_as_good
 
-from ..harness import BACKENDS, GPU, compiled_quietly, device_of
+from ..harness import BACKENDS, GPU, Counter, compiled_quietly, device_of
 
 I, H, P = 5, 6, 4
 KINDS = {
@@ -260,17 +260,6 @@ def test_cells(name, bias, nonlinearity):
 
 
 # ---- what torch's own cannot do
-
-
-class Counter:
-    """A compiler that counts how often it is asked."""
-
-    def __init__(self):
-        self.graphs = 0
-
-    def __call__(self, graph, example_inputs):
-        self.graphs += 1
-        return graph.forward
 
 
 @pytest.mark.parametrize("options", [{}, {"layer_norm": True, "zoneout": 0.2}], ids=["plain", "extras"])

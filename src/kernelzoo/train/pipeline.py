@@ -27,6 +27,7 @@ from .engine import (
     Engine,
     Fit,
     check_out,
+    check_plain,
     choose_device,
     chosen_backend,
     create_model,
@@ -52,6 +53,8 @@ def run(config: Config, console: Console | None = None) -> dict[str, Any]:
         load_series(config.data, config.target) if series else load(config.data, config.target, config.task)
     )
     options = _options(config, table)
+    if config.compare:
+        check_plain(config.model, options)
     model = create_model(config.model, options, KERNELZOO, config.seed)
     if series:
         data = split_series(table, config.context, model.options["horizon"], config.val_fraction)
