@@ -290,14 +290,14 @@ def compiled_quietly():
 
 
 class Counter:
-    """A compiler, for torch.compile, that counts how often it is asked."""
+    """A compiler, for torch.compile, that counts how often it is asked; what it gives runs op by op."""
 
     def __init__(self):
         self.graphs = 0
 
     def __call__(self, graph, example_inputs):
         self.graphs += 1
-        return graph.forward
+        return torch._dynamo.lookup_backend("aot_eager")(graph, example_inputs)
 
 
 def _floating(t):

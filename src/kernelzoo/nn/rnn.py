@@ -50,7 +50,7 @@ class _Layers:
         try:
             super().__init__(*args, **kwargs)
         except ValueError as error:
-            if "proj_size has to be" not in str(error):
+            if not str(error).startswith("proj_size"):
                 raise
             raise ArgumentError(
                 f"{name}: {error}; got proj_size={self.proj_size} and hidden_size={self.hidden_size}"
