@@ -100,7 +100,6 @@ def test_options_of_the_layers(tmp_path, case):
     layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.RNNBase)]
     for layer in layers:
         for name, value in VARIED[case].items():
-            value = (value, 0.0) if name == "zoneout" and isinstance(value, float) else value
             assert getattr(layer, name) == value
     loss_of(model, given, labels).backward()
     assert all(p.grad.abs().max() > 0 for p in model.parameters())
