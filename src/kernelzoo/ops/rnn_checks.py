@@ -135,7 +135,9 @@ def layer(
 
 def batch_size(batch_sizes, h0=None, dim=0):
     """How many sequences are packed; a compiled call knows it from the state's dim, if one is given."""
-    return h0.size(dim) if h0 is not None and torch.compiler.is_compiling() else int(batch_sizes[0])
+    if h0 is not None and torch.compiler.is_compiling():
+        return h0.size(dim)
+    return batch_sizes[0].item()
 
 
 def divides(name, heads, H, P):
