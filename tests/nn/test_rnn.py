@@ -13,7 +13,7 @@ import kernelzoo as kz
 from kernelzoo import nn
 from kernelzoo.verify import assert_as_good
 
-from ..harness import BACKENDS, GPU, Counter, compiled_quietly, device_of, here
+from ..harness import GPU, Counter, compiled_quietly, device_of, here
 
 I, H, P = 5, 6, 4
 KINDS = {
@@ -24,9 +24,10 @@ KINDS = {
     "rnn-relu": ("RNN", {"nonlinearity": "relu"}),
 }
 KERNEL = next(b for b in ("cpp", "numba") if kz.backends()[b].available)  # of a CPU
-INTERPRETED = ("triton",) if not GPU else ()
-# Kernels at hand, "auto" and the formula in turn
-BACKEND = ["auto", "torch", *(b for b in BACKENDS if kz.backends()[b].available and b not in INTERPRETED)]
+# A GPU's kernels, a CPU's fastest, "auto" and the formula in turn; that all kernels agree is tests/ops/test_rnn.py's
+BACKEND = ["auto", "torch", KERNEL]
+if GPU:
+    BACKEND += [b for b in ("triton", "cuda") if kz.backends()[b].available]
 # Every combination of these ...
 MAIN = {
     "kind": list(KINDS),
@@ -262,11 +263,23 @@ def test_cells(name, bias, nonlinearity):
 # ---- what torch's own cannot do
 
 
-@pytest.mark.parametrize("options", [{}, {"layer_norm": True, "zoneout": 0.2}], ids=["plain", "extras"])
-@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+VARIED = {"layer_norm": True, "zoneout": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        pytest.param("LSTM", {"num_layers": 2, **VARIED}, id="LSTM-extras"),
+        pytest.param("GRU", {}, id="GRU"),
+        pytest.param("RNN", {}, id="RNN"),
+        pytest.param("LSTM", {"num_layers": 2}, id="LSTM", marks=pytest.mark.slow),
+        pytest.param("GRU", {"num_layers": 2, **VARIED}, id="GRU-extras", marks=pytest.mark.slow),
+        pytest.param("RNN", {"num_layers": 2, **VARIED}, id="RNN-extras", marks=pytest.mark.slow),
+    ],
+)
 def test_compile_with_changing_lengths(name, options):
     """One whole graph, compiled at most twice (static, then dynamic) whatever lengths follow, and its gradients."""
-    layer = getattr(nn, name)(I, H, 2, bidirectional=True, dtype=torch.float64, **options).eval()
+    layer = getattr(nn, name)(I, H, bidirectional=True, dtype=torch.float64, **options).eval()
     counter = Counter()
     with compiled_quietly():
         compiled = torch.compile(layer, fullgraph=True, backend=counter)

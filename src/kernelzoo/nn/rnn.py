@@ -50,7 +50,7 @@ class _Layers:
         try:
             super().__init__(*args, **kwargs)
         except ValueError as error:
-            if not str(error).startswith("proj_size"):
+            if not hasattr(self, "proj_size") or not str(error).startswith("proj_size"):
                 raise
             raise ArgumentError(
                 f"{name}: {error}; got proj_size={self.proj_size} and hidden_size={self.hidden_size}"
