@@ -36,12 +36,14 @@ class Case:
     """make(generator) -> (tensors, options): fp64 CPU tensors (or None), which the harness casts and moves;
     tensors of whole numbers or bool keep their dtype and get no gradient.
 
-    large: too slow for an interpreter.
+    large: too slow for an interpreter. again: its double backward, transforms and compilation, which other cases cover,
+    are slow tests.
     """
 
     id: str
     make: Callable
     large: bool = False
+    again: bool = False
 
 
 def _strided(t):
@@ -93,7 +95,8 @@ class OpSuite:
         if "backend" in names and "case" in names:
             metafunc.parametrize(("case", "backend"), list(cls.pairs()))
         elif "case" in names:
-            metafunc.parametrize("case", [pytest.param(c, id=c.id) for c in small])
+            marks = {True: pytest.mark.slow, False: ()}
+            metafunc.parametrize("case", [pytest.param(c, id=c.id, marks=marks[c.again]) for c in small])
         if "dtype" in names:
             metafunc.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
         if "layout" in names:

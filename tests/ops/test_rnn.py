@@ -11,7 +11,7 @@ from kernelzoo.ops.rnn import RNNFunction
 from kernelzoo.ops.rnn_formula import GATES, reference
 from kernelzoo.verify import assert_as_good
 
-from ..harness import BACKENDS, GPU, Case, OpSuite, compiled_quietly, device_of, here, need
+from ..harness import BACKENDS, GPU, Case, OpSuite, device_of, here, need
 
 HERE = tuple(b for b in BACKENDS if importlib.util.find_spec(f"kernelzoo.kernels.{b}.rnn"))
 MODES = tuple(GATES)
@@ -22,7 +22,7 @@ def normal(g, *shape, scale=1.0):
     return torch.randn(shape, generator=g, dtype=torch.float64) * scale
 
 
-def case(mode, *options, sizes=None, T=3, B=2, H=4, features=3, large=False):
+def case(mode, *options, sizes=None, T=3, B=2, H=4, features=3, large=False, again=False):
     """One layer and direction; sizes: a packed batch's; h_mask and zones as bools, which the call scales."""
     assert set(options) <= set(OPTIONS)
     rows, B = (sum(sizes), sizes[0]) if sizes else (T * B, B)
@@ -57,7 +57,7 @@ def case(mode, *options, sizes=None, T=3, B=2, H=4, features=3, large=False):
         return tensors, {"mode": mode, "reverse": "reverse" in options, "heads": heads}
 
     what = "packed" + "-".join(map(str, sizes)) if sizes and len(sizes) < 9 else f"T{rows // B}-B{B}"
-    return Case("-".join([mode, what, f"H{H}", *options]), make, large)
+    return Case("-".join([mode, what, f"H{H}", *options]), make, large, again)
 
 
 def call(x, w_ih, bias, h0, c0, w_hh, b_hn, w_hr, peephole, ln_weight, ln_cell, h_mask, zone_h, zone_c, batch_sizes,
@@ -96,16 +96,16 @@ class TestRNN(OpSuite):
         case("lstm", H=5),
         case("lstm", "no_bias", "reverse", sizes=PACKED),
         case("lstm", "proj", "heads", "reverse"),
-        case("lstm", "peephole", "zone", "reverse"),
-        case("lstm", "norm", "heads", sizes=PACKED),
-        case("lstm", T=1, B=1),
-        case("gru", H=5, B=3),
+        case("lstm", "peephole", "zone", "reverse", again=True),
+        case("lstm", "norm", "heads", sizes=PACKED, again=True),
+        case("lstm", T=1, B=1, again=True),
+        case("gru", H=5, B=3, again=True),
         case("gru", "h_mask", "heads", sizes=PACKED),
-        case("gru", "no_bias", "norm", T=1),
+        case("gru", "no_bias", "norm", T=1, again=True),
         case("rnn_tanh", "h_mask", sizes=PACKED),
-        case("rnn_tanh", "norm", "zone", "reverse", B=1),
+        case("rnn_tanh", "norm", "zone", "reverse", B=1, again=True),
         case("rnn_relu", "reverse"),
-        case("rnn_relu", "heads", "zone", sizes=PACKED),
+        case("rnn_relu", "heads", "zone", sizes=PACKED, again=True),
         case("lstm", T=33, B=5, H=70, features=17, large=True),
         case("lstm", "proj", "zone", "peephole", sizes=[9] * 7 + [4] * 30 + [1], H=34, large=True),
         case("lstm", "norm", "h_mask", "heads", "reverse", T=40, B=17, H=64, large=True),
