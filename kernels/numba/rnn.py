@@ -4,7 +4,7 @@ The recurrent product is our own, of the weight as it lies: 2 rows of h by 4 of 
 core as MKL's product at 64 rows of 512 features (1.4 ms, MKL 1.5) and faster below (4 rows: 0.09 ms, MKL 0.2), and no
 step waits for Python.
 
-bf16 and fp16 run through the float32 kernels, converted before and after: kernels of their own take 8 s of a core to
+bf16 and fp16 run through the float32 kernels, converted before and after: kernels of their own take 7 s of a core to
 compile, each.
 """
 
