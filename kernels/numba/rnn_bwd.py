@@ -2,8 +2,6 @@
 
 import functools
 
-import torch
-
 from . import rnn_steps as place
 from .arrays import BEFORE, BEFORE_ROWS, ROW, STORAGE, kernel, pointer
 from .math import activations
@@ -25,9 +23,8 @@ def start_kernel(dtype):
 
 @functools.cache
 def lstm_kernel(dtype):
-    store_t, f, load, _ = STORAGE[dtype]
-    acc = torch.float64 if dtype == torch.float64 else torch.float32
-    tanh_of, code, cell_grad = activations(f)["tanh"], loops(dtype), normalise_grad(acc)
+    f = STORAGE[dtype][1]
+    tanh_of, code, cell_grad = activations(f)["tanh"], loops(dtype), normalise_grad(dtype)
     fused, normalise, settle, begin = code.fused, code.normalise, code.settle, code.begin
 
     @kernel
@@ -35,11 +32,11 @@ def lstm_kernel(dtype):
         """The gates' gradients, before their activations, and dc. A unit is as the forward's."""
         H, tile = args[place.HIDDEN], args[place.TILE]
         tiles = (H + tile - 1) // tile
-        gates, cells = pointer(args[place.GATES], store_t), pointer(args[place.CELLS], f)
+        gates, cells = pointer(args[place.GATES], f), pointer(args[place.CELLS], f)
         dm = pointer(args[place.DM], f)
         d, dc = pointer(args[place.D], f), pointer(args[place.DC], f)
         dc_new, t = pointer(args[place.DC_NEW], f), pointer(args[place.U], f)
-        dgx, peephole = pointer(args[place.DGX], store_t), pointer(args[place.PEEPHOLE], f)
+        dgx, peephole = pointer(args[place.DGX], f), pointer(args[place.PEEPHOLE], f)
         for unit in range(first, last):
             b, start = unit // tiles, unit % tiles * tile
             n, row = min(tile, H - start), args[ROW] + b
@@ -54,9 +51,9 @@ def lstm_kernel(dtype):
             if args[place.ZONE_C] != 0:
                 c_new, at_new = pointer(args[place.C_NEW], f), at
                 for j in range(n):
-                    c_new[at + j] = load(gates[x + H + j]) * c[from_ + j]
+                    c_new[at + j] = gates[x + H + j] * c[from_ + j]
                 for j in range(n):
-                    c_new[at + j] += load(gates[x + j]) * load(gates[x + 2 * H + j])
+                    c_new[at + j] += gates[x + j] * gates[x + 2 * H + j]
             rstd = f(0)
             if args[place.LN_CELL] != 0:
                 affine, normal = pointer(args[place.LN_CELL], f), pointer(args[place.NORMAL], f)
@@ -67,7 +64,7 @@ def lstm_kernel(dtype):
                 for j in range(n):
                     t[at + j] = tanh_of(c_new[at_new + j], f(0), f(0))
             for j in range(n):
-                gate = load(gates[x + 3 * H + j])
+                gate = gates[x + 3 * H + j]
                 d[o + j] = dm[at + j] * t[at + j] * (gate * (f(1) - gate))
                 dc_new[at + j] = dm[at + j] * gate * (f(1) - t[at + j] * t[at + j])
             if args[place.LN_CELL] != 0:
@@ -76,9 +73,9 @@ def lstm_kernel(dtype):
             if args[place.PEEPHOLE] != 0:
                 fused(dc_new, at, peephole, 2 * H + start, d, o, n)
             if args[place.ZONE_C] != 0:
-                zone = pointer(args[place.ZONE_C], store_t)
+                zone = pointer(args[place.ZONE_C], f)
                 for j in range(n):
-                    keep = load(zone[to + j])
+                    keep = zone[to + j]
                     dc_new[at + j] += (f(1) - keep) * dc[at + j]
                     dc[at + j] = keep * dc[at + j]
             else:
@@ -86,15 +83,15 @@ def lstm_kernel(dtype):
                     dc_new[at + j] += dc[at + j]
                     dc[at + j] = f(0)
             for j in range(n):
-                gate = load(gates[x + j])
-                d[i + j] = dc_new[at + j] * load(gates[x + 2 * H + j]) * (gate * (f(1) - gate))
+                gate = gates[x + j]
+                d[i + j] = dc_new[at + j] * gates[x + 2 * H + j] * (gate * (f(1) - gate))
             for j in range(n):
-                gate = load(gates[x + H + j])
+                gate = gates[x + H + j]
                 d[i + H + j] = dc_new[at + j] * c[from_ + j] * (gate * (f(1) - gate))
                 dc[at + j] += dc_new[at + j] * gate
             for j in range(n):
-                gate = load(gates[x + 2 * H + j])
-                d[i + 2 * H + j] = dc_new[at + j] * load(gates[x + j]) * (f(1) - gate * gate)
+                gate = gates[x + 2 * H + j]
+                d[i + 2 * H + j] = dc_new[at + j] * gates[x + j] * (f(1) - gate * gate)
             if args[place.PEEPHOLE] != 0:
                 fused(dc, at, peephole, start, d, i, n)
                 fused(dc, at, peephole, H + start, d, i + H, n)
@@ -106,7 +103,7 @@ def lstm_kernel(dtype):
 
 @functools.cache
 def gru_kernel(dtype):
-    store_t, f, load, _ = STORAGE[dtype]
+    f = STORAGE[dtype][1]
     code = loops(dtype)
     save, settle, begin = code.save, code.settle, code.begin
 
@@ -115,49 +112,49 @@ def gru_kernel(dtype):
         """The gates' gradients, before their activations, and z's share of dh. A unit is TILE hidden units of a row."""
         H, tile = args[place.HIDDEN], args[place.TILE]
         tiles = (H + tile - 1) // tile
-        gates, out = pointer(args[place.GATES], store_t), pointer(args[place.OUT], store_t)
-        saved_gh = pointer(args[place.SAVED_GH], store_t)
+        gates, out = pointer(args[place.GATES], f), pointer(args[place.OUT], f)
+        saved_gh = pointer(args[place.SAVED_GH], f)
         d, dh = pointer(args[place.D], f), pointer(args[place.DH], f)
         dh_new, u = pointer(args[place.DH_NEW], f), pointer(args[place.U], f)
-        dgx, b_hn = pointer(args[place.DGX], store_t), pointer(args[place.B_HN], f)
+        dgx, b_hn = pointer(args[place.DGX], f), pointer(args[place.B_HN], f)
         for unit in range(first, last):
             b, start = unit // tiles, unit % tiles * tile
             size, row = min(tile, H - start), args[ROW] + b
             at, to, r, x = b * H + start, row * H + start, b * 3 * H + start, row * 3 * H + start
             z, n = r + H, r + 2 * H
             begin(args, b, start, size)
-            h, from_ = pointer(args[place.H0], store_t), at
+            h, from_ = pointer(args[place.H0], f), at
             if b < args[BEFORE_ROWS]:
                 h, from_ = out, (args[BEFORE] + b) * H + start
             if args[place.LN_WEIGHT] != 0:  # u = gh_n + b_hn
                 weight = pointer(args[place.LN_WEIGHT], f)
                 for j in range(size):
-                    u[at + j] = load(saved_gh[x + 2 * H + j]) * weight[2 * H + start + j]
+                    u[at + j] = saved_gh[x + 2 * H + j] * weight[2 * H + start + j]
                 if args[place.B_HN] != 0:
                     for j in range(size):
                         u[at + j] += b_hn[start + j]
             else:
                 for j in range(size):
-                    u[at + j] = load(saved_gh[to + j])
+                    u[at + j] = saved_gh[to + j]
             for j in range(size):
-                new = load(gates[x + 2 * H + j])
-                d[n + j] = dh_new[at + j] * (f(1) - load(gates[x + H + j])) * (f(1) - new * new)
+                new = gates[x + 2 * H + j]
+                d[n + j] = dh_new[at + j] * (f(1) - gates[x + H + j]) * (f(1) - new * new)
             settle(dgx, x + 2 * H, d, n, size)
             for j in range(size):
-                reset = load(gates[x + j])
+                reset = gates[x + j]
                 d[r + j] = d[n + j] * u[at + j] * (reset * (f(1) - reset))
             for j in range(size):
-                d[n + j] *= load(gates[x + j])
+                d[n + j] *= gates[x + j]
             for j in range(size):
-                update = load(gates[x + H + j])
-                d[z + j] = (load(h[from_ + j]) - load(gates[x + 2 * H + j])) * (update * (f(1) - update))
+                update = gates[x + H + j]
+                d[z + j] = (h[from_ + j] - gates[x + 2 * H + j]) * (update * (f(1) - update))
             for j in range(size):
                 d[z + j] *= dh_new[at + j]
-                dh[at + j] += load(gates[x + H + j]) * dh_new[at + j]
+                dh[at + j] += gates[x + H + j] * dh_new[at + j]
             settle(dgx, x, d, r, size)
             settle(dgx, x + H, d, z, size)
             if args[place.LN_WEIGHT] == 0:
-                dgh = pointer(args[place.DGH], store_t)
+                dgh = pointer(args[place.DGH], f)
                 for gate in range(3):
                     save(dgh, x + gate * H, d, r + gate * H, size)
 
@@ -166,7 +163,7 @@ def gru_kernel(dtype):
 
 @functools.cache
 def rnn_kernel(dtype):
-    store_t, f, load, _ = STORAGE[dtype]
+    f = STORAGE[dtype][1]
     table, code = activations(f), loops(dtype)
     tanh_grad, relu_grad = table["tanh_grad"], table["relu_grad"]
     settle, begin = code.settle, code.begin
@@ -176,7 +173,7 @@ def rnn_kernel(dtype):
         """The gradient before the activation. A unit is TILE hidden units of a row."""
         H, tile = args[place.HIDDEN], args[place.TILE]
         tiles = (H + tile - 1) // tile
-        y, d = pointer(args[place.GATES], store_t), pointer(args[place.D], f)
+        y, d = pointer(args[place.GATES], f), pointer(args[place.D], f)
         dh_new = pointer(args[place.DH_NEW], f)
         for unit in range(first, last):
             b, start = unit // tiles, unit % tiles * tile
@@ -185,18 +182,18 @@ def rnn_kernel(dtype):
             begin(args, b, start, n)
             if args[place.RELU] != 0:
                 for j in range(n):
-                    d[at + j] = relu_grad(dh_new[at + j], load(y[to + j]), f(0), f(0))
+                    d[at + j] = relu_grad(dh_new[at + j], y[to + j], f(0), f(0))
             else:
                 for j in range(n):
-                    d[at + j] = tanh_grad(dh_new[at + j], load(y[to + j]), f(0), f(0))
-            settle(pointer(args[place.DGX], store_t), to, d, at, n)
+                    d[at + j] = tanh_grad(dh_new[at + j], y[to + j], f(0), f(0))
+            settle(pointer(args[place.DGX], f), to, d, at, n)
 
     return _rnn_bwd_kernel
 
 
 @functools.cache
 def norm_kernel(dtype):
-    store_t, f, _, _ = STORAGE[dtype]
+    f = STORAGE[dtype][1]
     settle, gh_grad = loops(dtype).settle, normalise_grad(dtype)
 
     @kernel
@@ -204,11 +201,11 @@ def norm_kernel(dtype):
         """dgh of weight * x̂ becomes that of the product. A unit is a row."""
         n = args[place.COLUMNS_GH]
         d, weight = pointer(args[place.D], f), pointer(args[place.LN_WEIGHT], f)
-        normal = pointer(args[place.SAVED_GH], store_t)
+        normal = pointer(args[place.SAVED_GH], f)
         for b in range(first, last):
             row = args[ROW] + b
             gh_grad(d, b * n, normal, row * n, weight, 0, pointer(args[place.RSTD], f)[row], n)
-            settle(pointer(args[place.DGH], store_t), row * n, d, b * n, n)
+            settle(pointer(args[place.DGH], f), row * n, d, b * n, n)
 
     return _rnn_norm_bwd_kernel
 

@@ -10,7 +10,7 @@ from .rnn_steps import loops
 
 @functools.cache
 def norm_kernel(dtype):
-    store_t, f, _, _ = STORAGE[dtype]
+    f = STORAGE[dtype][1]
     code = loops(dtype)
     normalise, save = code.normalise, code.save
 
@@ -26,7 +26,7 @@ def norm_kernel(dtype):
                 gh[b * n + j] = weight[j] * u[b * n + j]
             if args[place.SAVED_GH] != 0:
                 row = args[ROW] + b
-                save(pointer(args[place.SAVED_GH], store_t), row * n, u, b * n, n)
+                save(pointer(args[place.SAVED_GH], f), row * n, u, b * n, n)
                 pointer(args[place.RSTD], f)[row] = rstd
 
     return _rnn_norm_kernel
@@ -34,7 +34,7 @@ def norm_kernel(dtype):
 
 @functools.cache
 def lstm_kernel(dtype):
-    store_t, f, load, _ = STORAGE[dtype]
+    f = STORAGE[dtype][1]
     tanh_of, code = activations(f)["tanh"], loops(dtype)
     sigmoid, tanh, save, fused, normalise, finish = (
         code.sigmoid, code.tanh, code.save, code.fused, code.normalise, code.finish
@@ -45,7 +45,7 @@ def lstm_kernel(dtype):
         """c~ = f c + i g, h~ = o tanh(LN(c~)). A unit is TILE hidden units of a row, all of them for the norm."""
         H, tile = args[place.HIDDEN], args[place.TILE]
         tiles = (H + tile - 1) // tile
-        gx, gh = pointer(args[place.GX], store_t), pointer(args[place.GH], f)
+        gx, gh = pointer(args[place.GX], f), pointer(args[place.GH], f)
         m = pointer(args[place.H_NEW], f)
         c, c_new = pointer(args[place.CELL], f), pointer(args[place.C_NEW], f)
         u, peephole = pointer(args[place.U], f), pointer(args[place.PEEPHOLE], f)
@@ -76,13 +76,13 @@ def lstm_kernel(dtype):
                 for j in range(n):
                     m[at + j] = gh[o + j] * tanh_of(c_new[at + j], f(0), f(0))
             if args[place.GATES] != 0:
-                gates = pointer(args[place.GATES], store_t)
+                gates = pointer(args[place.GATES], f)
                 for gate in range(4):
                     save(gates, x + gate * H, gh, i + gate * H, n)
             if args[place.ZONE_C] != 0:
-                zone = pointer(args[place.ZONE_C], store_t)
+                zone = pointer(args[place.ZONE_C], f)
                 for j in range(n):
-                    keep = load(zone[to + j])
+                    keep = zone[to + j]
                     c[at + j] = keep * c[at + j] + (f(1) - keep) * c_new[at + j]
             else:
                 for j in range(n):
@@ -99,7 +99,7 @@ def lstm_kernel(dtype):
 
 @functools.cache
 def gru_kernel(dtype):
-    store_t, f, load, _ = STORAGE[dtype]
+    f = STORAGE[dtype][1]
     tanh_of, code = activations(f)["tanh"], loops(dtype)
     sigmoid, save, finish = code.sigmoid, code.save, code.finish
 
@@ -108,7 +108,7 @@ def gru_kernel(dtype):
         """h~ = (1 - z) n + z h, n = tanh(gx_n + r (gh_n + b_hn)). A unit is TILE hidden units of a row."""
         H, tile = args[place.HIDDEN], args[place.TILE]
         tiles = (H + tile - 1) // tile
-        gx, gh = pointer(args[place.GX], store_t), pointer(args[place.GH], f)
+        gx, gh = pointer(args[place.GX], f), pointer(args[place.GH], f)
         b_hn = pointer(args[place.B_HN], f)
         h, h_new = pointer(args[place.STATE], f), pointer(args[place.H_NEW], f)
         for unit in range(first, last):
@@ -122,13 +122,13 @@ def gru_kernel(dtype):
                 for j in range(size):
                     gh[n + j] += b_hn[start + j]
             if args[place.GATES] != 0 and args[place.LN_WEIGHT] == 0:
-                save(pointer(args[place.SAVED_GH], store_t), to, gh, n, size)
+                save(pointer(args[place.SAVED_GH], f), to, gh, n, size)
             for j in range(size):
-                gh[n + j] = tanh_of(load(gx[x + 2 * H + j]) + gh[r + j] * gh[n + j], f(0), f(0))
+                gh[n + j] = tanh_of(gx[x + 2 * H + j] + gh[r + j] * gh[n + j], f(0), f(0))
             for j in range(size):
                 h_new[at + j] = (f(1) - gh[z + j]) * gh[n + j] + gh[z + j] * h[at + j]
             if args[place.GATES] != 0:
-                gates = pointer(args[place.GATES], store_t)
+                gates = pointer(args[place.GATES], f)
                 for gate in range(3):
                     save(gates, x + gate * H, gh, r + gate * H, size)
             finish(args, b, start, size)
@@ -138,7 +138,7 @@ def gru_kernel(dtype):
 
 @functools.cache
 def rnn_kernel(dtype):
-    store_t, f, _, _ = STORAGE[dtype]
+    f = STORAGE[dtype][1]
     code = loops(dtype)
     tanh, relu, save, finish = code.tanh, code.relu, code.save, code.finish
 
@@ -147,7 +147,7 @@ def rnn_kernel(dtype):
         """h~ = tanh or relu (gx + gh). A unit is TILE hidden units of a row."""
         H, tile = args[place.HIDDEN], args[place.TILE]
         tiles = (H + tile - 1) // tile
-        gx, h_new = pointer(args[place.GX], store_t), pointer(args[place.H_NEW], f)
+        gx, h_new = pointer(args[place.GX], f), pointer(args[place.H_NEW], f)
         for unit in range(first, last):
             b, start = unit // tiles, unit % tiles * tile
             n = min(tile, H - start)
@@ -157,7 +157,7 @@ def rnn_kernel(dtype):
             else:
                 tanh(h_new, at, gx, to, n)
             if args[place.GATES] != 0:
-                save(pointer(args[place.GATES], store_t), to, h_new, at, n)
+                save(pointer(args[place.GATES], f), to, h_new, at, n)
             finish(args, b, start, n)
 
     return _rnn_fwd_kernel

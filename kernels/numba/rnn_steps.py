@@ -1,15 +1,14 @@
 """What the phases of a recurrent step are made of: the product, and loops over a row's elements.
 
 A phase finds in its row of the table (arrays.py) addresses, 0 for what is not there, and sizes. States, products and
-sums are float32 (float64 for float64), one row a sequence; everything that has a row a step is in the tensors' dtype,
-the cells excepted. A loop has few pointers: beyond 8 pairs that might overlap it is no vector code.
+sums have one row a sequence, all else a row a step; rnn.py gives float32 or float64. A loop has few pointers: beyond 8
+pairs that might overlap it is no vector code.
 """
 
 import functools
 import math
 from collections import namedtuple
 
-import torch
 from numba import njit
 
 from .arrays import ARGS, ROW, ROWS, STORAGE, kernel, pointer
@@ -35,7 +34,7 @@ loop = njit(
 
 @functools.cache
 def product_kernel(dtype):
-    store_t, f, load, _ = STORAGE[dtype]
+    f = STORAGE[dtype][1]
 
     @jit
     def put(args, b, column, total):
@@ -51,7 +50,7 @@ def product_kernel(dtype):
         y's columns come in groups of GROUP, each of a head, which reads x from head * HEAD_X on in SEGMENTS of LENGTH
         that are STRIDE apart; a row of w is those without gaps. A unit is COLUMNS of a group, done 2 rows at a time.
         """
-        x, w = pointer(args[X], f), pointer(args[W], store_t)
+        x, w = pointer(args[X], f), pointer(args[W], f)
         n, ldx, segments, length, stride, size = (
             args[ROWS], args[LDX], args[SEGMENTS], args[LENGTH], args[STRIDE], args[GROUP]
         )  # fmt: skip
@@ -73,8 +72,8 @@ def product_kernel(dtype):
                     x1 = x0 + ldx
                     for k in range(length):
                         u0, u1 = x[x0 + k], x[x1 + k]
-                        v0, v1 = load(w[w0 + at + k]), load(w[w1 + at + k])
-                        v2, v3 = load(w[w2 + at + k]), load(w[w3 + at + k])
+                        v0, v1 = w[w0 + at + k], w[w1 + at + k]
+                        v2, v3 = w[w2 + at + k], w[w3 + at + k]
                         s00, s01, s02, s03 = (
                             add(s00, u0 * v0), add(s01, u0 * v1), add(s02, u0 * v2), add(s03, u0 * v3)
                         )  # fmt: skip
@@ -95,7 +94,7 @@ def product_kernel(dtype):
                     for segment in range(segments):
                         at, x0 = column * K + segment * length, b * ldx + head_x + segment * stride
                         for k in range(length):
-                            total = add(total, x[x0 + k] * load(w[at + k]))
+                            total = add(total, x[x0 + k] * w[at + k])
                     put(args, b, column, total)
 
     return _rnn_product_kernel
@@ -107,32 +106,31 @@ Loops = namedtuple("Loops", "sigmoid tanh relu save settle fused normalise finis
 @functools.cache
 def loops(dtype):
     """The loops that phases share: over n elements, from their own places in each pointer."""
-    store_t, f, load, store = STORAGE[dtype]
-    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    f = STORAGE[dtype][1]
     table, flush = activations(f), _functions(f)[3]
     sigmoid_of, tanh_of, relu_of = table["sigmoid"], table["tanh"], table["relu"]
-    mean_of, squares_of = sums_of(acc)
+    mean_of, squares_of = sums_of(dtype)
 
     @loop
     def sigmoid(gh, at, gx, from_, n):
         """gh = sigmoid(gx + gh)"""
         for j in range(n):
-            gh[at + j] = sigmoid_of(load(gx[from_ + j]) + gh[at + j], f(0), f(0))
+            gh[at + j] = sigmoid_of(gx[from_ + j] + gh[at + j], f(0), f(0))
 
     @loop
     def tanh(gh, at, gx, from_, n):
         for j in range(n):
-            gh[at + j] = tanh_of(load(gx[from_ + j]) + gh[at + j], f(0), f(0))
+            gh[at + j] = tanh_of(gx[from_ + j] + gh[at + j], f(0), f(0))
 
     @loop
     def relu(gh, at, gx, from_, n):
         for j in range(n):
-            gh[at + j] = relu_of(load(gx[from_ + j]) + gh[at + j], f(0), f(0))
+            gh[at + j] = relu_of(gx[from_ + j] + gh[at + j], f(0), f(0))
 
     @loop
     def save(y, to, x, at, n):
         for j in range(n):
-            y[to + j] = store(x[at + j])
+            y[to + j] = x[at + j]
 
     @loop
     def settle(y, to, x, at, n):
@@ -140,7 +138,7 @@ def loops(dtype):
         for j in range(n):
             x[at + j] = flush(x[at + j])
         for j in range(n):
-            y[to + j] = store(x[at + j])
+            y[to + j] = x[at + j]
 
     @loop
     def fused(y, at, a, from_a, b, from_b, n):
@@ -162,15 +160,15 @@ def loops(dtype):
         """h~ becomes h: zoneout, the output's rounding, and the mask of what the next product reads."""
         P = args[FEATURES]
         at, to = b * P + start, (args[ROW] + b) * P + start
-        h_new, h, out = pointer(args[H_NEW], f), pointer(args[STATE], f), pointer(args[OUT], store_t)
+        h_new, h, out = pointer(args[H_NEW], f), pointer(args[STATE], f), pointer(args[OUT], f)
         if args[ZONE_H] != 0:
-            zone = pointer(args[ZONE_H], store_t)
+            zone = pointer(args[ZONE_H], f)
             for j in range(n):
-                keep = load(zone[to + j])
+                keep = zone[to + j]
                 h_new[at + j] = keep * h[at + j] + (f(1) - keep) * h_new[at + j]
         save(out, to, h_new, at, n)
         for j in range(n):
-            h[at + j] = load(out[to + j])
+            h[at + j] = out[to + j]
         if args[H_MASK] != 0:
             masked, mask = pointer(args[MASKED], f), pointer(args[H_MASK], f)
             for j in range(n):
@@ -183,13 +181,13 @@ def loops(dtype):
         at, to = b * P + start, (args[ROW] + b) * P + start
         dh, dh_new = pointer(args[DH], f), pointer(args[DH_NEW], f)
         if args[DOUT] != 0:
-            dout = pointer(args[DOUT], store_t)
+            dout = pointer(args[DOUT], f)
             for j in range(n):
-                dh[at + j] += load(dout[to + j])
+                dh[at + j] += dout[to + j]
         if args[ZONE_H] != 0:
-            zone = pointer(args[ZONE_H], store_t)
+            zone = pointer(args[ZONE_H], f)
             for j in range(n):
-                keep = load(zone[to + j])
+                keep = zone[to + j]
                 dh_new[at + j] = (f(1) - keep) * dh[at + j]
                 dh[at + j] = keep * dh[at + j]
         else:
@@ -197,15 +195,14 @@ def loops(dtype):
                 dh_new[at + j] = dh[at + j]
                 dh[at + j] = f(0)
         if args[SAVED_DH_NEW] != 0:
-            settle(pointer(args[SAVED_DH_NEW], store_t), to, dh_new, at, n)
+            settle(pointer(args[SAVED_DH_NEW], f), to, dh_new, at, n)
 
     return Loops(sigmoid, tanh, relu, save, settle, fused, normalise, finish, begin)
 
 
 @functools.cache
 def normalise_grad(dtype):
-    """x̂ in memory of dtype."""
-    _, f, load, _ = STORAGE[dtype]
+    f = STORAGE[dtype][1]
 
     @loop
     def normalise_grad(d, at, normal, from_, weight, start, rstd, n):
@@ -217,11 +214,11 @@ def normalise_grad(dtype):
             d_part, dx_part = f(0), f(0)
             for j in range(first, min(first + BLOCK, n)):
                 d_part = add(d_part, d[at + j])
-                dx_part = add(dx_part, d[at + j] * load(normal[from_ + j]))
+                dx_part = add(dx_part, d[at + j] * normal[from_ + j])
             d_total += d_part
             dx_total += dx_part
         d_mean, dx_mean = f(d_total / n), f(dx_total / n)
         for j in range(n):
-            d[at + j] = rstd * (d[at + j] - d_mean - load(normal[from_ + j]) * dx_mean)
+            d[at + j] = rstd * (d[at + j] - d_mean - normal[from_ + j] * dx_mean)
 
     return normalise_grad

@@ -13,7 +13,7 @@ import kernelzoo as kz
 from kernelzoo import nn
 from kernelzoo.verify import assert_as_good
 
-from ..harness import BACKENDS, GPU, compiled_quietly, device_of
+from ..harness import GPU, Counter, compiled_quietly, device_of, here
 
 I, H, P = 5, 6, 4
 KINDS = {
@@ -24,9 +24,10 @@ KINDS = {
     "rnn-relu": ("RNN", {"nonlinearity": "relu"}),
 }
 KERNEL = next(b for b in ("cpp", "numba") if kz.backends()[b].available)  # of a CPU
-INTERPRETED = ("triton",) if not GPU else ()
-# Kernels at hand, "auto" and the formula in turn
-BACKEND = ["auto", "torch", *(b for b in BACKENDS if kz.backends()[b].available and b not in INTERPRETED)]
+# A GPU's kernels, a CPU's fastest, "auto" and the formula in turn; that all kernels agree is tests/ops/test_rnn.py's
+BACKEND = ["auto", "torch", KERNEL]
+if GPU:
+    BACKEND += [b for b in ("triton", "cuda") if kz.backends()[b].available]
 # Every combination of these ...
 MAIN = {
     "kind": list(KINDS),
@@ -262,40 +263,36 @@ def test_cells(name, bias, nonlinearity):
 # ---- what torch's own cannot do
 
 
-class Counter:
-    """A compiler that counts how often it is asked."""
-
-    def __init__(self):
-        self.graphs = 0
-
-    def __call__(self, graph, example_inputs):
-        self.graphs += 1
-        return graph.forward
+VARIED = {"layer_norm": True, "zoneout": 0.2}
 
 
-@pytest.mark.parametrize("options", [{}, {"layer_norm": True, "zoneout": 0.2}], ids=["plain", "extras"])
-@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        pytest.param("LSTM", {"num_layers": 2, **VARIED}, id="LSTM-extras"),
+        pytest.param("GRU", {}, id="GRU"),
+        pytest.param("RNN", {}, id="RNN"),
+        pytest.param("LSTM", {"num_layers": 2}, id="LSTM", marks=pytest.mark.slow),
+        pytest.param("GRU", {"num_layers": 2, **VARIED}, id="GRU-extras", marks=pytest.mark.slow),
+        pytest.param("RNN", {"num_layers": 2, **VARIED}, id="RNN-extras", marks=pytest.mark.slow),
+    ],
+)
 def test_compile_with_changing_lengths(name, options):
-    """One whole graph, compiled at most twice (static, then dynamic) whatever lengths follow."""
-    layer = getattr(nn, name)(I, H, 2, bidirectional=True, dtype=torch.float64, **options).eval()
+    """One whole graph, compiled at most twice (static, then dynamic) whatever lengths follow, and its gradients."""
+    layer = getattr(nn, name)(I, H, bidirectional=True, dtype=torch.float64, **options).eval()
     counter = Counter()
     with compiled_quietly():
         compiled = torch.compile(layer, fullgraph=True, backend=counter)
         for T in (5, 7, 4, 9, 11, 6):
             x = torch.randn(T, 3, I, dtype=torch.float64)
-            torch.testing.assert_close(compiled(x), layer(x))
-        assert counter.graphs <= 2
-    with compiled_quietly():
-        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-        for T in (5, 7, 4):
-            x = torch.randn(T, 3, I, dtype=torch.float64)
+            found = []
             for module in (compiled, layer):
+                results = flat(module(x))
+                sum(t.square().sum() for t in results).backward()
+                found.append((results, [p.grad for p in layer.parameters()]))
                 module.zero_grad()
-                sum(t.square().sum() for t in flat(module(x))).backward()
-                grads = [p.grad for p in layer.parameters()]
-                if module is compiled:
-                    first = [g.clone() for g in grads]
-            torch.testing.assert_close(first, grads)
+            torch.testing.assert_close(*found)
+        assert counter.graphs <= 2
 
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
@@ -328,9 +325,10 @@ def test_export(name):
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
 def test_double_backward(name, backend):
     """In float32 as well, and on a GPU, where torch's own have no second derivative."""
-    layer = getattr(nn, name)(I, H, bidirectional=True).double()
-    x = torch.randn(3, 2, I, dtype=torch.float64, requires_grad=True)
-    with kz.backend(KERNEL if backend == "kernel" else backend):
+    device = device_of(here())
+    layer = getattr(nn, name)(I, H, bidirectional=True, device=device).double()
+    x = torch.randn(3, 2, I, dtype=torch.float64, device=device, requires_grad=True)
+    with kz.backend(here() if backend == "kernel" else backend):
         torch.autograd.gradgradcheck(lambda x: flat(layer(x)), x, fast_mode=True)
         layer.float()
         x = x.detach().float()
@@ -338,6 +336,16 @@ def test_double_backward(name, backend):
     exact = second(layer.double(), x.double())
     for got, want in zip(found, exact, strict=True):
         torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not GPU, reason="torch's own can be differentiated twice on a CPU")
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_torchs_own_has_no_second_derivative_on_a_gpu(name):
+    ours, theirs = (m.cuda() for m in pair(name, I, H))
+    x = torch.randn(3, 2, I, device="cuda")
+    assert all(t.isfinite().all() for t in second(ours, x))
+    with pytest.raises(RuntimeError, match=r"derivative for .* is not implemented"):
+        second(theirs, x)
 
 
 def second(layer, x):
@@ -517,7 +525,8 @@ def test_bad_lengths():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("LSTM", {"proj_size": H}, "proj_size has to be smaller than hidden_size"),
+        ("LSTM", {"proj_size": H}, "smaller than hidden_size; got proj_size=6 and hidden_size=6"),
+        ("LSTM", {"proj_size": -1}, "LSTM: proj_size should be a positive integer or zero"),
         ("GRU", {"proj_size": 2}, "proj_size argument is only supported for LSTM"),
         ("LSTM", {"heads": 4}, "LSTM: heads must divide the 6 cells, got 4"),
         ("LSTM", {"heads": 2, "proj_size": 3}, "heads must divide the 6 cells and 3 projected features, got 2"),

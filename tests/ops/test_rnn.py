@@ -8,10 +8,10 @@ import torch
 import kernelzoo as kz
 import kernelzoo.functional as F
 from kernelzoo.ops.rnn import RNNFunction
-from kernelzoo.ops.rnn_formula import GATES
+from kernelzoo.ops.rnn_formula import GATES, reference
 from kernelzoo.verify import assert_as_good
 
-from ..harness import BACKENDS, GPU, Case, OpSuite, compiled_quietly, device_of, here, need
+from ..harness import BACKENDS, GPU, Case, OpSuite, device_of, here, need
 
 HERE = tuple(b for b in BACKENDS if importlib.util.find_spec(f"kernelzoo.kernels.{b}.rnn"))
 MODES = tuple(GATES)
@@ -22,7 +22,7 @@ def normal(g, *shape, scale=1.0):
     return torch.randn(shape, generator=g, dtype=torch.float64) * scale
 
 
-def case(mode, *options, sizes=None, T=3, B=2, H=4, features=3, large=False):
+def case(mode, *options, sizes=None, T=3, B=2, H=4, features=3, large=False, again=False):
     """One layer and direction; sizes: a packed batch's; h_mask and zones as bools, which the call scales."""
     assert set(options) <= set(OPTIONS)
     rows, B = (sum(sizes), sizes[0]) if sizes else (T * B, B)
@@ -57,7 +57,7 @@ def case(mode, *options, sizes=None, T=3, B=2, H=4, features=3, large=False):
         return tensors, {"mode": mode, "reverse": "reverse" in options, "heads": heads}
 
     what = "packed" + "-".join(map(str, sizes)) if sizes and len(sizes) < 9 else f"T{rows // B}-B{B}"
-    return Case("-".join([mode, what, f"H{H}", *options]), make, large)
+    return Case("-".join([mode, what, f"H{H}", *options]), make, large, again)
 
 
 def call(x, w_ih, bias, h0, c0, w_hh, b_hn, w_hr, peephole, ln_weight, ln_cell, h_mask, zone_h, zone_c, batch_sizes,
@@ -91,21 +91,21 @@ class TestRNN(OpSuite):
         return backend != "cuda" or not {"proj", "norm", "heads"} & set(case.id.split("-"))
 
     cases = (
-        case("lstm", "proj", "peephole", "norm", "h_mask", "zone", sizes=[3, 2, 1]),
+        case("lstm", "proj", "peephole", "norm", "h_mask", "zone", sizes=[2, 1]),
         case("gru", "norm", "zone", "reverse", sizes=[3, 2]),
         case("lstm", H=5),
         case("lstm", "no_bias", "reverse", sizes=PACKED),
         case("lstm", "proj", "heads", "reverse"),
-        case("lstm", "peephole", "zone", "reverse"),
-        case("lstm", "norm", "heads", sizes=PACKED),
-        case("lstm", T=1, B=1),
-        case("gru", H=5, B=3),
+        case("lstm", "peephole", "zone", "reverse", again=True),
+        case("lstm", "norm", "heads", sizes=PACKED, again=True),
+        case("lstm", T=1, B=1, again=True),
+        case("gru", H=5, B=3, again=True),
         case("gru", "h_mask", "heads", sizes=PACKED),
-        case("gru", "no_bias", "norm", T=1),
+        case("gru", "no_bias", "norm", T=1, again=True),
         case("rnn_tanh", "h_mask", sizes=PACKED),
-        case("rnn_tanh", "norm", "zone", "reverse", B=1),
+        case("rnn_tanh", "norm", "zone", "reverse", B=1, again=True),
         case("rnn_relu", "reverse"),
-        case("rnn_relu", "heads", "zone", sizes=PACKED),
+        case("rnn_relu", "heads", "zone", sizes=PACKED, again=True),
         case("lstm", T=33, B=5, H=70, features=17, large=True),
         case("lstm", "proj", "zone", "peephole", sizes=[9] * 7 + [4] * 30 + [1], H=34, large=True),
         case("lstm", "norm", "h_mask", "heads", "reverse", T=40, B=17, H=64, large=True),
@@ -350,120 +350,6 @@ def test_not_a_number(mode, backend):
     assert not found[0][:, 2].isnan().any()
 
 
-GOOD = {"input": (5, 2, 3), "weight_ih": (16, 3), "weight_hh": (16, 4), "bias_ih": (16,), "bias_hh": (16,)}
-
-
-def arguments(**shapes):
-    return {name: torch.randn(shape) for name, shape in {**GOOD, **shapes}.items()}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"input": (5, 2, 7)}, r"lstm: input has 7 features but weight_ih has 3 columns"),
-        ({"input": (5, 3)}, r"lstm: input has 2 dimensions, shape \(5, 3\); expected \(T, B, features\)"),
-        ({"input": (0, 2, 3)}, r"Expected sequence length to be larger than 0"),
-        ({"weight_hh": (15, 4)}, r"weight_hh has shape \(15, 4\); expected \(4 \* hidden_size"),
-        ({"weight_hh": (16, 5)}, r"weight_hh has shape \(16, 5\), expected \(16, 4\)"),
-        ({"weight_ih": (20, 3)}, r"weight_ih has shape \(20, 3\), expected \(16, 3\)"),
-        ({"bias_hh": (4,)}, r"bias_hh has shape \(4,\), expected \(16,\)"),
-        ({"weight_hr": (4, 4)}, r"proj_size has to be smaller than hidden_size.*projects to 4, hidden_size is 4"),
-        ({"weight_hr": (2, 3)}, r"weight_hh has shape \(16, 4\), expected \(16, 2\)"),
-        ({"peephole": (4,)}, r"peephole has shape \(4,\), expected \(3, 4\)"),
-    ],
-)  # fmt: skip
-def test_bad_shapes(change, message):
-    for kind in (ValueError, RuntimeError):
-        with pytest.raises(kind, match=message):
-            F.lstm(hx=None, **arguments(**change))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"hx": (torch.ones(3, 4), torch.ones(2, 4))}, r"h0 has shape \(3, 4\), expected \(2, 4\)"),
-        ({"hx": (torch.ones(2, 4), torch.ones(2, 5))}, r"c0 has shape \(2, 5\), expected \(2, 4\)"),
-        ({"hx": torch.ones(2, 4)}, r"hx must be a tuple of two Tensors"),
-        ({"hx": (torch.ones(2, 4).double(),) * 2}, r"h0 has dtype torch.float64 but input has torch.float32"),
-        ({"hx": (torch.ones(2, 4, device="meta"),) * 2}, r"h0 is on meta but input is on cpu"),
-        ({"heads": 3}, r"heads must divide the 4 cells, got 3"),
-        ({"zoneout": 1.5}, r"zoneout has to be between 0 and 1, but got 1.5"),
-        ({"zoneout": (0.1, 0.2, 0.3)}, r"zoneout must be a probability, or two"),
-        ({"recurrent_dropout": "no"}, r"recurrent_dropout must be a number, got str"),
-        ({"weight_dropout": -1}, r"weight_dropout has to be between 0 and 1, but got -1"),
-        ({"layer_norm": (torch.ones(16),)}, r"layer_norm must hold the weights"),
-        ({"layer_norm": (torch.ones(16), torch.ones(8))}, r"layer_norm's hidden has shape \(8,\), expected \(16,\)"),
-        ({"batch_sizes": torch.tensor([2, 2])}, r"input has 3 dimensions.*expected \(rows, features\)"),
-    ],
-)  # fmt: skip
-def test_bad_options(options, message):
-    for kind in (RuntimeError, (ValueError, TypeError)):
-        with pytest.raises(kind, match=message):
-            F.lstm(**{"hx": None, **arguments(), **options})
-
-
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [
-        ([2, 2, 2], "batch_sizes sum to 6 but input has 5 rows"),
-        ([2, 1, 1], "batch_sizes sum to 4 but input has 5 rows"),
-        ([2, 1, 2], "batch_sizes must be positive and never rise, got"),
-        ([3, 2, 0], "batch_sizes must be positive and never rise, got"),
-        ([], "batch_sizes must be positive and never rise, got"),
-    ],
-)
-def test_bad_batch_sizes(sizes, message):
-    """In eager before the launch, in compiled code when the op runs."""
-    x, w_ih, w_hh = torch.randn(5, 3), torch.randn(12, 3), torch.randn(12, 4)
-    sizes = torch.tensor(sizes, dtype=torch.int64)
-
-    def call(x, h0, sizes):
-        return F.gru(x, h0, w_ih, w_hh, batch_sizes=sizes)
-
-    h0 = torch.zeros(max(sizes.tolist(), default=1), 4)
-    with pytest.raises(ValueError, match=message):
-        call(x, h0, sizes)
-    if not len(sizes):
-        return  # a compiled call knows that there are none, and no op runs
-    with compiled_quietly(), kz.backend(here()), pytest.raises(ValueError, match=message):
-        torch.compile(call, fullgraph=True, backend="aot_eager")(x, h0, sizes)
-
-
-def test_other_bad_arguments():
-    x = torch.randn(5, 3)
-    with pytest.raises(TypeError, match=r"gru: batch_sizes must be one-dimensional int64 on the CPU"):
-        F.gru(x, None, torch.randn(12, 3), torch.randn(12, 4), batch_sizes=torch.tensor([3.0, 2.0]))
-    with pytest.raises(TypeError, match=r"gru: input must be a Tensor, got list"):
-        F.gru([1.0], None, torch.randn(12, 3), torch.randn(12, 4))
-    with pytest.raises(ValueError, match=r"rnn: unknown nonlinearity 'gelu'"):
-        F.rnn(x[:, None], None, torch.randn(4, 3), torch.randn(4, 4), nonlinearity="gelu")
-    with pytest.raises(ValueError, match=r"gru: zoneout must be a probability, got"):
-        F.gru(x[:, None], None, torch.randn(12, 3), torch.randn(12, 4), zoneout=(0.1, 0.1))
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_bad_cells(mode):
-    """torch's own messages."""
-    width = GATES[mode] * 4
-    good = {
-        "x": (3, 5),
-        "h": (3, 4),
-        "w_ih": (width, 5),
-        "w_hh": (width, 4),
-        "b_ih": (width,),
-        "b_hh": (width,),
-    }
-    bad = [{"x": (3, 6)}, {"h": (3, 5)}, {"h": (2, 4)}, {"w_hh": (width + 1, 4)}]
-    for change in bad:
-        x, h, *weights = (torch.randn(s) for s in {**good, **change}.values())
-        h = (h, torch.randn(3, 4)) if mode == "lstm" else h
-        with pytest.raises(RuntimeError) as theirs:
-            getattr(torch, f"{mode}_cell")(x, h, *weights)
-        with pytest.raises(RuntimeError) as ours:
-            CELLS[mode](x, h, *weights)
-        assert str(theirs.value).split("\n")[0] in str(ours.value)
-
-
 def test_no_sequences():
     """A batch of none: nothing, with gradients of 0."""
     x, w_ih, w_hh = torch.randn(5, 0, 3), torch.randn(16, 3, requires_grad=True), torch.randn(16, 4)
@@ -485,3 +371,65 @@ def test_what_cuda_leaves_to_others():
         args = (*tensors, *options.values(), 1e-5)
         assert (RNNFunction.unserved_by("cuda", *args) is None) == served
         assert RNNFunction.unserved_by("triton", *args) is None
+
+
+def numba_arguments(mode, sizes, H, heads, norm):
+    """The launcher's, of a layer past one tile, with rows and columns that the blocks leave over."""
+    g = torch.Generator().manual_seed(7)
+    R, B, width, lstm = sum(sizes), sizes[0], GATES[mode] * H, mode == "lstm"
+    w = normal(g, width, H // heads, scale=(H // heads) ** -0.5)
+    ln_cell = 1 + normal(g, 2, H, scale=0.3) if norm and lstm else None
+    b_hn = normal(g, H) if mode == "gru" else None
+    ln_weight = 1 + normal(g, width, scale=0.3) if norm else None
+    c0 = normal(g, B, H) if lstm else None
+    return [
+        normal(g, R, width),
+        normal(g, B, H),
+        c0,
+        w,
+        b_hn,
+        None,
+        None,
+        ln_weight,
+        ln_cell,
+        None,
+        None,
+        None,
+    ]
+
+
+def numba_results(a, batch_sizes, mode, reverse, heads):
+    from kernelzoo.kernels.numba.rnn import rnn_bwd, rnn_fwd
+
+    out, hn, cn, *saved = rnn_fwd(*a, batch_sizes, mode, reverse, heads, 1e-5, True)
+    needs = [t is not None for t in a[:9]]
+    grads = rnn_bwd(
+        out.cos(), hn.cos(), None, out, *a[1:], batch_sizes, *saved, mode, reverse, heads, 1e-5, *needs
+    )
+    return [t for t in (out, hn, cn, *grads) if t is not None]
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
+@pytest.mark.parametrize("mode", ["lstm", "gru"])
+def test_numba_on_threads(mode, norm):
+    """61 rows' products and gates are shared by threads: the formula's results, the same bits on any number."""
+    need("numba")
+    sizes, heads = [61, 61, 40, 9, 1], 2
+    batch_sizes, a = torch.tensor(sizes), numba_arguments(mode, sizes, 2 * 151, heads, norm)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(numba_results(a, batch_sizes, mode, True, heads))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            assert torch.equal(one, two)
+    leaves = [None if t is None else t.clone().requires_grad_() for t in a]
+    out, hn, cn = reference(*leaves, batch_sizes, mode, True, heads, 1e-5)
+    grads = torch.autograd.grad((out, hn), [t for t in leaves if t is not None], (out.cos(), hn.cos()))
+    expected = [*(t for t in (out, hn, cn) if t is not None), *grads]
+    for one, two in zip(found[0], expected, strict=True):
+        torch.testing.assert_close(one, two.detach(), rtol=1e-9, atol=1e-9)

@@ -176,6 +176,11 @@ def test_comparison_trains_the_same_model_in_plain_torch(tmp_path, series):
         ({"options": {"in_features": 2}}, "needs in_features=1; leave the option out"),
         ({"task": "regression"}, "--task: gru_forecaster forecasts a series"),
         ({"compare": "scratch"}, "--compare knows torch"),
+        ({"options": {"peephole": True}}, "gru_forecaster has no option 'peephole'"),
+        (
+            {"options": {"layer_norm": True}, "compare": "torch"},
+            "layer_norm=True is an option of kernelzoo.nn.GRU; this model is to be in plain PyTorch",
+        ),
     ],
 )
 def test_bad_input(tmp_path, series, change, message):

@@ -171,6 +171,28 @@ def test_comparison_trains_the_same_model_in_plain_torch(tmp_path, texts, pairs,
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+VARIED = {
+    "lstm_lm": {"layer_norm": True, "peephole": True, "proj_size": 8, "zoneout": (0.1, 0.1)},
+    "lstm_classifier": {"layer_norm": True, "heads": 2},
+    "seq2seq": {"recurrent_dropout": 0.1, "weight_dropout": 0.1},
+}
+
+
+@pytest.mark.parametrize("model", VARIED)
+def test_options_of_the_layers(tmp_path, texts, pairs, model):
+    """Trained, resumed and written; a comparison with plain PyTorch, which lacks them, is refused at once."""
+    data = pairs if model == "seq2seq" else texts
+    how = {"steps": 2, "eval_every": 2, "options": VARIED[model]}
+    run(tmp_path / "run", data, model, stop_at=1, **how)
+    run(tmp_path / "run", data, model, resume=True, **how)
+    loaded = zoo.load(model, tmp_path / "run" / "model.safetensors")
+    for name, value in VARIED[model].items():
+        assert loaded.options[name] == (list(value) if isinstance(value, tuple) else value)
+    with pytest.raises(InputError, match=f"{model}: .* is an option of kernelzoo.nn"):
+        run(tmp_path / "compared", data, model, compare="torch", **how)
+    assert not (tmp_path / "compared").exists()
+
+
 def test_language_model_learns_and_writes(tmp_path, texts):
     result = run(tmp_path, texts, steps=40, eval_every=20, lr=1e-2, prompt="the kernel", sample_tokens=30)
     first, last = history(result)
@@ -305,6 +327,15 @@ def test_files_that_are_no_pairs(tmp_path, monkeypatch, content, message):
         ("lstm_lm", {"task": "classify"}, "--task of lstm_lm is lm, got 'classify'"),
         ("lstm_classifier", {"prompt": "x"}, "--prompt: a model of task classify"),
         ("char_rnn", {"options": {"cell": "elman"}}, "cell is 'elman'"),
+        (
+            "char_rnn",
+            {"options": {"cell": "gru", "peephole": True}},
+            "peephole=True is an option of LSTMs; the",
+        ),
+        ("lstm_lm", {"options": {"proj_size": 16}}, "got proj_size=16 and hidden_size=16"),
+        ("lstm_lm", {"options": {"layer_norm": "yes"}}, "layer_norm is 'yes'; expected bool"),
+        ("lstm_lm", {"options": {"zoneout": "a"}}, "zoneout is 'a'; expected float"),
+        ("lstm_lm", {"options": {"layernorm": True}}, "did you mean 'layer_norm'"),
         ("seq2seq", {"strategy": "fsdp"}, "--strategy fsdp"),
         ("seq2seq", {"options": {"bos_token_id": 3}}, "this run needs bos_token_id=1"),
         ("lstm_lm", {"accumulate": 3}, "does not split into"),

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from kernelzoo import nn, zoo
-from kernelzoo.zoo.recurrent import State
+from kernelzoo.zoo.recurrence import State
+
+from ..harness import Counter, compiled_quietly
 
 F = torch.nn.functional
 VOCABULARY, EOS = 19, 1
@@ -72,6 +74,55 @@ def test_plain_twin(case):
         results.append([loss.detach(), *(p.grad for p in model.parameters())])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
+
+
+DROPS = {"zoneout": 0.3, "recurrent_dropout": 0.2, "weight_dropout": 0.25}
+NORMED = {**DROPS, "layer_norm": True, "heads": 2}
+LSTMS = {**NORMED, "zoneout": (0.1, 0.3), "peephole": True, "proj_size": 4}
+VARIED = {
+    "lstm_lm-eos": LSTMS,
+    "char_rnn-gru": NORMED,
+    "char_rnn-rnn": NORMED,
+    "lstm_classifier-forward": LSTMS,
+    "lstm_classifier": {**LSTMS, "proj_size": 2},
+    "gru_forecaster": NORMED,
+    "seq2seq": NORMED,
+    "seq2seq-lstm": LSTMS,
+}
+
+
+@pytest.mark.parametrize("case", VARIED)
+def test_options_of_the_layers(tmp_path, case):
+    """They reach every layer, are trained, saved and loaded, and change nothing where they are at their defaults."""
+    pytest.importorskip("safetensors")
+    given, labels = inputs(case)
+    model = build(case, **VARIED[case])
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.RNNBase)]
+    for layer in layers:
+        for name, value in VARIED[case].items():
+            assert getattr(layer, name) == value
+    loss_of(model, given, labels).backward()
+    assert all(p.grad.abs().max() > 0 for p in model.parameters())
+    assert loss_of(model, given, labels) != loss_of(model, given, labels)
+    expected = loss_of(model.eval(), given, labels)
+    assert loss_of(model, given, labels) == expected
+    zoo.save(model, tmp_path)
+    assert torch.equal(loss_of(zoo.load(MODELS[case][0], tmp_path), given, labels), expected)
+    if case in WRITERS:
+        assert model.generate(*given, max_new_tokens=3, eos_token_id=()).shape[1] >= 3
+    defaults = {name: value for name, value in zoo.options(MODELS[case][0]).items() if name in VARIED[case]}
+    same, plain = build(case, **defaults), build(case, zoo.plain, **defaults)
+    for model in (same, plain):
+        assert list(model.state_dict()) == list(build(case).state_dict())
+
+
+@pytest.mark.parametrize("case", ["lstm_lm", "lstm_classifier", "seq2seq-lstm"])
+def test_projection_in_plain_pytorch(case):
+    """The one option of a layer that torch's own has."""
+    given, labels = inputs(case)
+    models = [build(case, namespace, proj_size=3).double() for namespace in (None, zoo.plain)]
+    ours, plain = (loss_of(model, given, labels) for model in models)
+    torch.testing.assert_close(ours, plain)
 
 
 @pytest.mark.parametrize("case", MODELS)
@@ -284,11 +335,91 @@ def test_forget_gates_start_open():
         ("char_rnn", {"cell": "lstn"}, "cell is 'lstn'; expected 'lstm' or 'gru' or 'rnn'"),
         ("seq2seq", {**SEQ2SEQ, "cell": "elman"}, "seq2seq: cell is 'elman'"),
         ("gru_forecaster", {"horizon": 0}, "horizon is 0; expected 1 or more"),
+        (
+            "char_rnn",
+            {"cell": "gru", "peephole": True},
+            "peephole=True is an option of LSTMs; the cell is 'gru'",
+        ),
+        (
+            "seq2seq",
+            {**SEQ2SEQ, "proj_size": 2},
+            "seq2seq: proj_size=2 is an option of LSTMs; the cell is 'gru'",
+        ),
+        ("lstm_lm", {**LM, "heads": 5}, "heads must divide the 12 cells, got 5"),
+        ("lstm_lm", {**LM, "proj_size": 12}, "smaller than hidden_size; got proj_size=12 and hidden_size=12"),
+        (
+            "lstm_lm",
+            {**LM, "proj_size": 4, "embedding_size": 12},
+            "embedding_size=12 is not proj_size=4, as tie",
+        ),
+        ("lstm_lm", {**LM, "zoneout": 1.5}, "zoneout has to be between 0 and 1, but got 1.5"),
+        ("char_rnn", {"cell": "rnn", "zoneout": (0.1, 0.1)}, "zoneout must be a probability, got"),
+        (
+            "lstm_lm",
+            {**LM, "layer_norm": True, "nn": zoo.plain},
+            r"lstm_lm: layer_norm=True is an option of kernelzoo\.nn\.LSTM; .* plain PyTorch, whose LSTM has none",
+        ),
     ],
 )
 def test_options_that_are_refused(name, options, message):
     with pytest.raises(ValueError, match=message):
         zoo.create(name, **options)
+
+
+def test_options_that_no_layer_of_the_model_has():
+    with pytest.raises(TypeError, match=r"gru_forecaster has no option 'peephole'; it takes .*zoneout=0.0"):
+        zoo.create("gru_forecaster", peephole=True)
+    with pytest.raises(TypeError, match="did you mean 'layer_norm'"):
+        zoo.create("lstm_lm", **LM, layernorm=True)
+    with pytest.raises(
+        TypeError, match="lstm_lm: no option is called 'layernorm'; expected proj_size, layer_norm"
+    ):
+        zoo.recurrent.LSTMLM(**LM, layernorm=True)
+
+
+COMPILED = {**MODELS, "lstm_lm-varied": ("lstm_lm", {**LM, **LSTMS, "eos_token_id": EOS})}
+ALWAYS = ("lstm_lm-eos", "gru_forecaster")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in ALWAYS else pytest.mark.slow) for case in COMPILED]
+)
+def test_compile_and_export(case):
+    """One whole graph, at most twice (static, dynamic) whatever lengths, padding and texts follow; its gradients."""
+    name, options = COMPILED[case]
+    torch.manual_seed(3)
+    model = zoo.create(name, **options).double().eval()
+
+    def cut(length):
+        given, labels = inputs(case, torch.float64)
+        given = tuple(t[:, :length] for t in given)
+        return given, labels if labels is None or "classifier" in case else labels[:, :length]
+
+    counter = Counter()
+    with compiled_quietly():
+        compiled = torch.compile(model, fullgraph=True, backend=counter)
+        for length in (9, 7, 8, 5):
+            given, labels = cut(length)
+            found = []
+            for one in (compiled, model):
+                loss = loss_of(one, given, labels)
+                loss.backward()
+                found.append([loss, *(p.grad for p in model.parameters())])
+                model.zero_grad()
+            torch.testing.assert_close(*found)
+        assert counter.graphs <= 2
+    with compiled_quietly(), torch.no_grad():
+        given, labels = cut(9)
+        named = {"decoder_input_ids": labels} if name == "seq2seq" else {}
+        names = ("x",) if labels is None else ("input_ids", "attention_mask")
+        length = torch.export.Dim("length", min=2, max=64)
+        dynamic = {key: {1: length} for key in (*names, *named)}
+        program = torch.export.export(model, given, named, dynamic_shapes=dynamic)
+        for length in (9, 7):
+            given, labels = cut(length)
+            named = {"decoder_input_ids": labels} if name == "seq2seq" else {}
+            torch.testing.assert_close(program.module()(*given, **named), model(*given, **named))
+    assert any("kernelzoo.rnn_fwd" in str(node.target) for node in program.graph.nodes)
 
 
 @pytest.mark.parametrize("case", ["lstm_lm", "lstm_classifier", "seq2seq"])

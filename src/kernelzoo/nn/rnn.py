@@ -46,8 +46,15 @@ class _Layers:
         **kwargs,
     ):
         allow_rnn()
-        super().__init__(*args, **kwargs)
         name = type(self).__name__
+        try:
+            super().__init__(*args, **kwargs)
+        except ValueError as error:
+            if not hasattr(self, "proj_size") or not str(error).startswith("proj_size"):
+                raise
+            raise ArgumentError(
+                f"{name}: {error}; got proj_size={self.proj_size} and hidden_size={self.hidden_size}"
+            ) from None
         check.zones(name, self.mode.lower(), zoneout)
         self.layer_norm = layer_norm
         self.zoneout = zoneout
@@ -167,7 +174,7 @@ class _Layers:
         if batch_sizes is None and x.dim() not in (2, 3):
             raise ArgumentError(f"{name}: Expected input to be 2D or 3D, got {x.dim()}D instead")
         self.check_input(x if x.dim() == 3 or batch_sizes is not None else x.unsqueeze(1), batch_sizes)
-        if not x.size(int(self.batch_first and x.dim() == 3)) and batch_sizes is None:
+        if batch_sizes is None and not x.size(int(self.batch_first and x.dim() == 3)):
             raise ArgumentError(
                 f"{name}: Expected sequence length to be larger than 0, got input of shape {tuple(x.shape)}"
             )
@@ -177,7 +184,7 @@ class _Layers:
         """[h0] or [h0, c0], each (layers * directions, B, P or H); zeros where none are given."""
         name = type(self).__name__
         given = [s for s in check.states(name, self.mode.lower(), hx) if s is not None]
-        B = x.size(1) if batch_sizes is None else check.batch_size(batch_sizes)
+        B = x.size(1) if batch_sizes is None else check.batch_size(batch_sizes, *given[:1], dim=1)
         sizes = [self._outputs(), self.hidden_size] if self.mode == "LSTM" else [self.hidden_size]
         shapes = [(self.num_layers * (1 + self.bidirectional), B, size) for size in sizes]
         if hx is None:

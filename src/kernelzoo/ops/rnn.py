@@ -28,9 +28,9 @@ def _dense(args):
 
 
 def _prepare_fwd(*args):
-    gx, batch_sizes = args[0], args[12]
+    gx, h0, batch_sizes = *args[:2], args[12]
     if batch_sizes is not None:  # a compiled call has not looked at the values yet
-        check.packed("rnn_fwd", batch_sizes, gx.shape[0])
+        check.packed("rnn_fwd", batch_sizes, gx.shape[0], h0.shape[0])
     return _dense(args)
 
 

@@ -29,8 +29,8 @@ def states(name, mode, hx):
     return tuple(hx)
 
 
-def packed(name, batch_sizes, rows):
-    """The values of batch_sizes, which a compiled call looks at only when it runs."""
+def packed(name, batch_sizes, rows, sequences=None):
+    """The values of batch_sizes, which a compiled call looks at only when it runs; sequences: as the state has them."""
     sizes = batch_sizes.tolist()
     if not sizes or sizes[-1] < 1 or sizes != sorted(sizes, reverse=True):
         raise ArgumentError(
@@ -38,6 +38,8 @@ def packed(name, batch_sizes, rows):
         )
     if sum(sizes) != rows:
         raise ArgumentError(f"{name}: batch_sizes sum to {sum(sizes)} but input has {rows} rows")
+    if sequences not in (None, sizes[0]):
+        raise ArgumentError(f"{name}: batch_sizes begin with {sizes[0]} but the state has {sequences} rows")
 
 
 def _sequence(name, x, batch_sizes):
@@ -131,9 +133,11 @@ def layer(
     return H, P, B
 
 
-def batch_size(batch_sizes, h0=None):
-    """How many sequences are packed; a compiled call knows it from the state, if one is given."""
-    return h0.size(0) if h0 is not None and torch.compiler.is_compiling() else int(batch_sizes[0])
+def batch_size(batch_sizes, h0=None, dim=0):
+    """How many sequences are packed; a compiled call knows it from the state's dim, if one is given."""
+    if h0 is not None and torch.compiler.is_compiling():
+        return h0.size(dim)
+    return batch_sizes[0].item()
 
 
 def divides(name, heads, H, P):

@@ -92,6 +92,12 @@ def create_model(name: str, options: dict[str, Any], engine: Engine, seed: int) 
         raise InputError(f"{name}: {said}") from None
 
 
+def check_plain(name: str, options: dict[str, Any]) -> None:
+    """InputError where there is no such model in plain PyTorch, before ours is trained to be compared with it."""
+    with torch.device("meta"):
+        create_model(name, options, TORCH, 0)
+
+
 @contextlib.contextmanager
 def chosen_backend(name: str | None) -> Iterator[None]:
     """`kernelzoo.backend(name)`; a name that does not exist or a backend that is not here: InputError."""

@@ -31,6 +31,7 @@ from .engine import (
     WEIGHTS,
     Fit,
     check_out,
+    check_plain,
     choose_device,
     chosen_backend,
     create_model,
@@ -66,6 +67,8 @@ def _run(config: LanguageConfig, world: World, console: Console) -> dict[str, An
     config = replace(config, context=context_of(config))
     material = gather(config, world)
     create = functools.partial(contender, config, material)
+    if config.compare == "torch":
+        check_plain(config.model, material.options)
     with chosen_backend(config.backend):
         model = create(KERNELZOO)
         ran = _probe(model, material.data, config, world)

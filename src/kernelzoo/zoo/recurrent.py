@@ -8,103 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 from .. import nn as kz_nn
 from ..ops.core import ArgumentError, ArgumentTypeError
-from .base import IGNORED, Pretrained, check_one_of, check_tokens, initialise, shifted
+from .base import IGNORED, check_tokens, initialise, shifted
 from .generate import Generates
+from .recurrence import Recurrent, State, recur, width
 from .registry import register
 
-CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 
-
-class State:
-    """What recurrent layers carry from call to call: `parts`, (layers, B, hidden) each; none yet: zeros.
-
-    An LSTM's parts are h and c, any other layer's is h. Detached, it carries values and no gradient.
-    """
-
-    def __init__(self, parts: tuple[Tensor, ...] = ()) -> None:
-        self.parts = parts
-
-    def detach(self) -> None:
-        self.parts = tuple(part.detach() for part in self.parts)
-
-    def reorder(self, rows: Tensor) -> None:
-        """Row b becomes what row rows[b] was; rows may repeat or leave out."""
-        self.parts = tuple(part[:, rows] for part in self.parts)
-
-
-def make_layer(
-    model: str, cell: str, inputs: int, hidden: int, layers: int, *, dropout: float, nn: Any, **how: Any
-) -> torch.nn.Module:
-    """nn.LSTM, nn.GRU or nn.RNN, batch first; the forget gates of an LSTM start open, with a bias of 1.
-
-    Source of the bias: R. Jozefowicz, W. Zaremba, I. Sutskever, An Empirical Exploration of Recurrent Network
-    Architectures, ICML 2015, section 2.2.
-    """
-    check_one_of(model, "cell", cell, tuple(CELLS))
-    # torch warns of a dropout between layers where there is one layer
-    dropout = dropout if layers > 1 else 0.0
-    layer = getattr(nn, CELLS[cell])(inputs, hidden, layers, batch_first=True, dropout=dropout, **how)
-    if cell == "lstm":
-        for name, bias in layer.named_parameters():
-            if name.startswith("bias_ih"):
-                torch.nn.init.ones_(bias[hidden : 2 * hidden])
-    return layer
-
-
-def recur(
-    layer: torch.nn.Module,
-    x: Tensor,
-    state: State | None = None,
-    *,
-    tokens: Tensor | None = None,
-    starts: Tensor | None = None,
-) -> tuple[Tensor, State]:
-    """The outputs (B, L, D·hidden) of a batch-first layer over x (B, L, E), and the state after each row.
-
-    tokens: bool (B, L), False for padding, which is skipped wherever it stands; its output is 0. starts: bool
-    (B, L), True for tokens before which the state becomes zero. Rows are cut there, and the pieces run side by
-    side as one packed batch.
-    """
-    parts = state.parts if state else ()
-    if tokens is None and starts is None:
-        y, last = layer(x, _given(layer, parts))
-        return y, State(_parts(last))
-    if tokens is None:
-        tokens = torch.ones_like(starts)
-    first = tokens & (tokens.cumsum(1) == 1)
-    if not first.any(1).all():
-        raise ArgumentError("a row has no token; expected at least one in each row")
-    cut = first if starts is None else first | starts
-    at = cut[tokens].nonzero()[:, 0]  # of each piece, where it begins among all tokens
-    lengths = torch.diff(at, append=at.new_tensor([int(tokens.sum())])).tolist()
-    leads = first[tokens][at]
-    if parts:
-        rows = tokens.nonzero()[at, 0]
-        goes_on = leads if starts is None else leads & ~starts[tokens][at]
-        parts = tuple(part[:, rows] * goes_on[:, None].to(part.dtype) for part in parts)
-    packed = pack_sequence(x[tokens].split(lengths), enforce_sorted=False)
-    y, last = layer(packed, _given(layer, parts))
-    flat = torch.cat(unpack_sequence(y))
-    out = flat.new_zeros(*tokens.shape, flat.shape[1])
-    out[tokens] = flat
-    closes = leads.roll(-1)  # the piece before one that leads a row ends the row before
-    return out, State(tuple(part[:, closes] for part in _parts(last)))
-
-
-def _given(layer: torch.nn.Module, parts: tuple[Tensor, ...]) -> Any:
-    """Parts as the layer takes them: a pair, a tensor, or None for zeros."""
-    return (parts if isinstance(layer, torch.nn.LSTM) else parts[0]) if parts else None
-
-
-def _parts(state: Any) -> tuple[Tensor, ...]:
-    return state if isinstance(state, tuple) else (state,)
-
-
-class RecurrentLM(Generates, Pretrained):
+class RecurrentLM(Generates, Recurrent):
     """x_t = √d·E[token_t];  h_t = RNN(x_t, h_{t-1});  logits_t = h_t W_headᵀ, with dropout on x and h.
 
     d is the width of E, whose weights start as N(0, 1/d): a head of this scale starts with small logits, and √d
@@ -117,28 +30,22 @@ class RecurrentLM(Generates, Pretrained):
     def _build(self, nn: Any, options: dict[str, Any]) -> None:
         super().__init__(options)
         o = self.options
-        width = o["embedding_size"] or o["hidden_size"]
-        if o["tie_word_embeddings"] and width != o["hidden_size"]:
-            raise ArgumentError(
-                f"{self.name}: embedding_size={width} is not hidden_size={o['hidden_size']}, as "
-                f"tie_word_embeddings needs; leave embedding_size out or pass tie_word_embeddings=False"
-            )
-        self.tokens = nn.Embedding(o["vocab_size"], width)
+        embedding = o["embedding_size"] or o["proj_size"] or o["hidden_size"]
+        self.tokens = nn.Embedding(o["vocab_size"], embedding)
         self.dropout = nn.Dropout(o["dropout"])
-        self.rnn = make_layer(
-            self.name,
-            o.get("cell", "lstm"),
-            width,
-            o["hidden_size"],
-            o["num_layers"],
-            dropout=o["dropout"],
-            nn=nn,
-        )
+        self.rnn = self.make_layer(embedding, nn)
+        outputs = width(self.rnn)
+        if o["tie_word_embeddings"] and embedding != outputs:
+            said = "proj_size" if o["proj_size"] else "hidden_size"
+            raise ArgumentError(
+                f"{self.name}: embedding_size={embedding} is not {said}={outputs}, as tie_word_embeddings needs; "
+                f"leave embedding_size out or pass tie_word_embeddings=False"
+            )
         if not o["tie_word_embeddings"]:
-            self.head = nn.Linear(o["hidden_size"], o["vocab_size"], bias=False)
+            self.head = nn.Linear(outputs, o["vocab_size"], bias=False)
         self._linear = nn.functional.linear
         self._loss = nn.functional.linear_cross_entropy
-        torch.nn.init.normal_(self.tokens.weight, std=width**-0.5)
+        torch.nn.init.normal_(self.tokens.weight, std=embedding**-0.5)
 
     @property
     def head_weight(self) -> Tensor:
@@ -179,7 +86,8 @@ class RecurrentLM(Generates, Pretrained):
         tokens = None if attention_mask is None else attention_mask.bool()
         eos = self.options["eos_token_id"]
         starts = None if eos is None else input_ids == eos
-        if starts is not None and not starts.any():
+        # a compiled call does not look at the values
+        if starts is not None and not torch.compiler.is_compiling() and not starts.any():
             starts = None
         x = self.dropout(self.tokens(input_ids) * math.sqrt(self.tokens.embedding_dim))
         y, state = recur(self.rnn, x, cache, tokens=tokens, starts=starts)
@@ -229,7 +137,7 @@ class RecurrentLM(Generates, Pretrained):
 class LSTMLM(RecurrentLM):
     """An LSTM language model on words or pieces of words; its head is the token embedding.
 
-    embedding_size None is hidden_size.
+    embedding_size None is the width of h: hidden_size, or proj_size.
     Sources: S. Hochreiter, J. Schmidhuber, Long Short-Term Memory, Neural Computation 9, 1997,
     doi:10.1162/neco.1997.9.8.1735; dropout: W. Zaremba, I. Sutskever, O. Vinyals, arXiv:1409.2329; the tied
     head: O. Press, L. Wolf, arXiv:1608.05859.
@@ -249,6 +157,7 @@ class LSTMLM(RecurrentLM):
         pad_token_id: int | None = None,
         *,
         nn: Any = kz_nn,
+        **layer_options: Any,
     ) -> None:
         self._build(nn, dict(locals()))
 
@@ -277,12 +186,13 @@ class CharRNN(RecurrentLM):
         pad_token_id: int | None = None,
         *,
         nn: Any = kz_nn,
+        **layer_options: Any,
     ) -> None:
         self._build(nn, dict(locals()))
 
 
 @register("lstm_classifier")
-class LSTMClassifier(Pretrained):
+class LSTMClassifier(Recurrent):
     """logits = max_t(h_t) W_headᵀ + b, with h the states of an LSTM in both directions over E[tokens].
 
     The maximum is over the tokens of a row, by feature; dropout is on the embedding and on the maximum.
@@ -306,21 +216,13 @@ class LSTMClassifier(Pretrained):
         pad_token_id: int | None = None,
         *,
         nn: Any = kz_nn,
+        **layer_options: Any,
     ) -> None:
         super().__init__(dict(locals()))
         self.tokens = nn.Embedding(vocab_size, embedding_size, padding_idx=pad_token_id)
         self.dropout = nn.Dropout(dropout)
-        self.rnn = make_layer(
-            "lstm_classifier",
-            "lstm",
-            embedding_size,
-            hidden_size,
-            num_layers,
-            dropout=dropout,
-            nn=nn,
-            bidirectional=bidirectional,
-        )
-        self.head = nn.Linear(hidden_size * (2 if bidirectional else 1), num_labels)
+        self.rnn = self.make_layer(embedding_size, nn, bidirectional=bidirectional)
+        self.head = nn.Linear(width(self.rnn) * (2 if bidirectional else 1), num_labels)
         self._loss = nn.functional.cross_entropy
         initialise(self, initializer_range)
 
@@ -343,7 +245,7 @@ class LSTMClassifier(Pretrained):
 
 
 @register("gru_forecaster")
-class GRUForecaster(Pretrained):
+class GRUForecaster(Recurrent):
     """h_L = GRU(x_1 ... x_L);  ŷ_k = x_L + W_k h_L + b_k, k = 1 ... horizon: the values that follow.
 
     The head gives the change since the last value, so that a model that knows nothing says persistence.
@@ -352,6 +254,7 @@ class GRUForecaster(Pretrained):
     """
 
     name = "gru_forecaster"
+    cell = "gru"
 
     def __init__(
         self,
@@ -362,13 +265,12 @@ class GRUForecaster(Pretrained):
         dropout: float = 0.0,
         *,
         nn: Any = kz_nn,
+        **layer_options: Any,
     ) -> None:
         super().__init__(dict(locals()))
         if horizon < 1:
             raise ArgumentError(f"gru_forecaster: horizon is {horizon}; expected 1 or more")
-        self.rnn = make_layer(
-            "gru_forecaster", "gru", in_features, hidden_size, num_layers, dropout=dropout, nn=nn
-        )
+        self.rnn = self.make_layer(in_features, nn)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(hidden_size, horizon * in_features)
 

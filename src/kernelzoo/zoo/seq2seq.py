@@ -11,14 +11,14 @@ from torch import Tensor
 
 from .. import nn as kz_nn
 from ..ops.core import ArgumentError
-from .base import IGNORED, Pretrained, check_tokens, key_mask
+from .base import IGNORED, check_tokens, key_mask
 from .generate import Generates
-from .recurrent import State, make_layer, recur
+from .recurrence import Recurrent, State, recur, width
 from .registry import register
 
 
 class Decoding(State):
-    """A decoder's state, and what it attends to: keys and values (B, 1, S, hidden), mask (B, 1, 1, S) or None."""
+    """A decoder's state, and what it attends to: keys and values (B, 1, S, features), mask (B, 1, 1, S) or None."""
 
     def __init__(self, parts: tuple[Tensor, ...], memory: tuple[Tensor, Tensor], mask: Tensor | None) -> None:
         super().__init__(parts)
@@ -31,9 +31,9 @@ class Decoding(State):
 
 
 @register("seq2seq")
-class Seq2Seq(Generates, Pretrained):
+class Seq2Seq(Generates, Recurrent):
     """m = biRNN(√d·E[source]);  s_t = RNN(√d·E[y_{t-1}], s_{t-1}), s_0 = tanh(W m_end + b);
-    c_t = softmax(s_t K(m)ᵀ/√hidden) V(m);  logits_t = tanh(W_c [c_t; s_t] + b) Eᵀ.
+    c_t = softmax(s_t K(m)ᵀ/√features) V(m);  logits_t = tanh(W_c [c_t; s_t] + b) Eᵀ.
 
     E (V, d) is one matrix for source, target and head, and starts as N(0, 1/d). The decoder's recurrence does not
     read c_t, so that all steps of a target run in one call. cell: "gru", "lstm" or "rnn". The decoder reads
@@ -58,19 +58,19 @@ class Seq2Seq(Generates, Pretrained):
         pad_token_id: int = 0,
         *,
         nn: Any = kz_nn,
+        **layer_options: Any,
     ) -> None:
         super().__init__(dict(locals()))
-        layer = {"cell": cell, "hidden": hidden_size, "layers": num_layers, "dropout": dropout, "nn": nn}
         self.tokens = nn.Embedding(vocab_size, embedding_size, padding_idx=pad_token_id)
         self.dropout = nn.Dropout(dropout)
-        self.encoder = make_layer("seq2seq", inputs=embedding_size, bidirectional=True, **layer)
-        self.decoder = make_layer("seq2seq", inputs=embedding_size, **layer)
+        self.encoder = self.make_layer(embedding_size, nn, bidirectional=True)
+        self.decoder = self.make_layer(embedding_size, nn)
+        outputs = width(self.decoder)
         # of h, and of an LSTM's c
-        self.bridges = nn.ModuleList(
-            nn.Linear(2 * hidden_size, hidden_size, act="tanh") for _ in range(2 if cell == "lstm" else 1)
-        )
-        self.kv = nn.Linear(2 * hidden_size, 2 * hidden_size)
-        self.out = nn.Linear(2 * hidden_size, embedding_size, act="tanh")
+        sizes = (outputs, hidden_size) if cell == "lstm" else (outputs,)
+        self.bridges = nn.ModuleList(nn.Linear(2 * size, size, act="tanh") for size in sizes)
+        self.kv = nn.Linear(2 * outputs, 2 * outputs)
+        self.out = nn.Linear(2 * outputs, embedding_size, act="tanh")
         self._attend = nn.functional.scaled_dot_product_attention
         self._linear = nn.functional.linear
         self._loss = nn.functional.linear_cross_entropy
@@ -117,7 +117,7 @@ class Seq2Seq(Generates, Pretrained):
             raise ArgumentError("seq2seq: a source has no token; expected at least one in each row")
         tokens = None if attention_mask is None else attention_mask.bool()
         memory, end = recur(self.encoder, self._embed(input_ids), tokens=tokens)
-        # (2·layers, B, hidden), both directions of a layer side by side -> (layers, B, 2·hidden)
+        # (2·layers, B, features), both directions of a layer side by side -> (layers, B, 2·features)
         ends = [part.unflatten(0, (-1, 2)).transpose(1, 2).flatten(2) for part in end.parts]
         parts = tuple(bridge(part) for bridge, part in zip(self.bridges, ends, strict=True))
         keys, values = self.kv(memory)[:, None].chunk(2, -1)
