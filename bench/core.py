@@ -93,11 +93,6 @@ def op_case(id, op, dtype, make, ours, eager, results, *, peers=None, floors=Non
         generator = torch.Generator(DEVICE).manual_seed(1)
         tensors = [t.to(dtype).requires_grad_(backward) for t in make(generator)]
         with torch.no_grad():
-            results = results_of(eager(*tensors))
-        seeded = torch.Generator(DEVICE).manual_seed(2)
-        dy = [  # laid out as the results
-            torch.empty_like(y).copy_(torch.randn(y.shape, generator=seeded, device=DEVICE)) for y in results
-        ]
             dy = [torch.empty_like(y) for y in results_of(eager(*tensors))]  # in the results' layouts
         seeded = torch.Generator(DEVICE).manual_seed(2)
         for one in dy:

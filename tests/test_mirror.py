@@ -20,6 +20,8 @@ DOCUMENTED = {
     **{
         f"conv_transpose{n}d": "(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1)"
         for n in (1, 2, 3)
+    },
+    **{
         name: f"(input, output_size{rest})"
         for name, rest in (
             ("adaptive_avg_pool1d", ""),
@@ -54,6 +56,7 @@ MODULES = {
         for kind in ("", "Transpose")
         for n in (1, 2, 3)
     },
+    **{
         f"AdaptiveAvgPool{rank}d": ((2,), lambda rank=rank: (torch.randn(2, 4, *(5,) * rank),))
         for rank in (1, 2, 3)
     },

@@ -49,11 +49,6 @@ def run(config: Config, console: Console | None = None) -> dict[str, Any]:
     config = replace(config, device=choose_device(config.device))
     problem = PROBLEMS[type(config)](config)
     options = problem.options()
-    series = isinstance(config, SeriesConfig)
-    table = (
-        load_series(config.data, config.target) if series else load(config.data, config.target, config.task)
-    )
-    options = _options(config, table)
     if config.compare:
         check_plain(config.model, options)
     model = create_model(config.model, options, KERNELZOO, config.seed)
