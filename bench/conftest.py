@@ -20,6 +20,7 @@ OPS = (
     "attention",
     "norm",
     "conv",
+    "batch_norm",
     "pool",
     "loss",
     "glu",
