@@ -29,6 +29,7 @@ OPS = (
     "embedding",
     "rnn",
     "gpt",
+    "resnet",
     "softmax",
     "activation",
 )
@@ -45,6 +46,7 @@ MODULES = (
     "bench_glue",
     "bench_rnn",
     "bench_gpt",
+    "bench_resnet",
     "bench_activation",
 )
 

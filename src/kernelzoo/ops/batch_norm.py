@@ -156,7 +156,7 @@ class BatchNormFunction(KernelFunction):
             ctx.set_materialize_grads(False)
             if training:
                 ctx.mark_non_differentiable(mean, var)
-            saved = None
+            saved, ctx.residual = None, residual is not None
             ctx.from_output = residual is not None and act.saves_output(x.dtype)
             if residual is not None and act.name != "none":
                 saved = y if ctx.from_output else residual

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import nn as kz_nn
+from ..ops.recompute import recomputed
 from .base import ArgumentError, check_one_of
 from .vision import ConvNorm, ImageModel, SqueezeExcite, batch_norm, he_fan_out, initialise, variants
 
@@ -43,7 +44,9 @@ class Basic(kz_nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.bn1(self.conv1(x))
-        return self.bn2(self.conv2(x), residual=shortcut)
+        with recomputed(x):
+            x = self.conv2(x)
+        return self.bn2(x, residual=shortcut)
 
 
 class Bottleneck(kz_nn.Module):
@@ -81,7 +84,11 @@ class Bottleneck(kz_nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.bn1(self.conv1(x))
-        x = self.conv3(self.bn2(self.conv2(x)))
+        with recomputed(x):
+            x = self.conv2(x)
+        x = self.bn2(x)
+        with recomputed(x):
+            x = self.conv3(x)
         if self.se is None:
             return self.bn3(x, residual=shortcut)
         return self._relu(self.se(self.bn3(x)) + shortcut)
