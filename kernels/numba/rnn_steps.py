@@ -34,7 +34,8 @@ loop = njit(
 
 @functools.cache
 def product_kernel(dtype):
-    f = STORAGE[dtype][1]
+    """dtype: of w; the rest is float32 where w has 16 bits."""
+    store_t, f, load, _ = STORAGE[dtype]
 
     @jit
     def put(args, b, column, total):
@@ -50,7 +51,7 @@ def product_kernel(dtype):
         y's columns come in groups of GROUP, each of a head, which reads x from head * HEAD_X on in SEGMENTS of LENGTH
         that are STRIDE apart; a row of w is those without gaps. A unit is COLUMNS of a group, done 2 rows at a time.
         """
-        x, w = pointer(args[X], f), pointer(args[W], f)
+        x, w = pointer(args[X], f), pointer(args[W], store_t)
         n, ldx, segments, length, stride, size = (
             args[ROWS], args[LDX], args[SEGMENTS], args[LENGTH], args[STRIDE], args[GROUP]
         )  # fmt: skip
@@ -72,8 +73,8 @@ def product_kernel(dtype):
                     x1 = x0 + ldx
                     for k in range(length):
                         u0, u1 = x[x0 + k], x[x1 + k]
-                        v0, v1 = w[w0 + at + k], w[w1 + at + k]
-                        v2, v3 = w[w2 + at + k], w[w3 + at + k]
+                        v0, v1 = load(w[w0 + at + k]), load(w[w1 + at + k])
+                        v2, v3 = load(w[w2 + at + k]), load(w[w3 + at + k])
                         s00, s01, s02, s03 = (
                             add(s00, u0 * v0), add(s01, u0 * v1), add(s02, u0 * v2), add(s03, u0 * v3)
                         )  # fmt: skip
@@ -94,7 +95,7 @@ def product_kernel(dtype):
                     for segment in range(segments):
                         at, x0 = column * K + segment * length, b * ldx + head_x + segment * stride
                         for k in range(length):
-                            total = add(total, x[x0 + k] * w[at + k])
+                            total = add(total, x[x0 + k] * load(w[at + k]))
                     put(args, b, column, total)
 
     return _rnn_product_kernel
