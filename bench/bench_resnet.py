@@ -4,7 +4,6 @@ Each contender takes the layers, the loss and the optimizer of its own namespace
 """
 
 import copy
-import functools
 
 import pytest
 import torch

@@ -27,8 +27,6 @@ from .ops.activation import (
 )
 from .ops.attention import attention_varlen, scaled_dot_product_attention
 from .ops.attention_decode import attention_decode
-from .ops.batch_norm import batch_norm, instance_norm
-from .ops.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from .ops.avg_pool import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -37,6 +35,8 @@ from .ops.avg_pool import (
     avg_pool2d,
     avg_pool3d,
 )
+from .ops.batch_norm import batch_norm, instance_norm
+from .ops.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d, conv_transpose3d
 from .ops.cross_entropy import cross_entropy, nll_loss
 from .ops.dropout import dropout, dropout_add
 from .ops.embedding import embedding
