@@ -125,7 +125,7 @@ def test_cnn_learns_digits_and_says_what_its_weights_do(tmp_path):
 def test_resumed_run_ends_as_an_uninterrupted_one(tmp_path):
     how = {"options": {"dropout": 0.3}, "epochs": 3}
     whole = run(tmp_path / "whole", **how)
-    run(tmp_path / "parts", **{**how, "epochs": 1})
+    assert run(tmp_path / "parts", stop_at=1, **how)["stopped"]
     resumed = run(tmp_path / "parts", resume=True, **how)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("parts", "whole")]
     assert weights[0] == weights[1]

@@ -201,6 +201,14 @@ def test_wavenet_beats_frequencies_on_a_tone(tmp_path, sound):
     assert (rate, len(made)) == (8000, 80)
 
 
+def test_minutes_are_turned_into_steps_once(tmp_path, sound):
+    whole = run(tmp_path, "wavenet", sound, steps=None, minutes=0.005, stop_at=1, options={"layers": 1})
+    assert whole == {"stopped": True, "printed": whole["printed"]}
+    steps = int(whole["printed"].split("stopped after step 1 of ")[1].split(";")[0])
+    again = run(tmp_path, "wavenet", sound, steps=None, minutes=0.005, resume=True, options={"layers": 1})
+    assert again["steps"] == again["results"]["kernelzoo"]["step"] == steps > 1
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

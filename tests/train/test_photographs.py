@@ -160,7 +160,9 @@ def test_mask_of_a_whole_photograph_is_as_the_tiles_say(folder):
 
 def test_resumed_run_ends_as_an_uninterrupted_one(tmp_path, folder):
     whole = run(tmp_path / "whole", folder, epochs=2)
-    run(tmp_path / "parts", folder, epochs=1)
+    assert run(tmp_path / "parts", folder, epochs=2, stop_at=1)["stopped"]
+    with pytest.raises(InputError, match="epochs was 2 and is now 3"):
+        run(tmp_path / "parts", folder, epochs=3, resume=True)
     resumed = run(tmp_path / "parts", folder, epochs=2, resume=True)
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("parts", "whole")]
     assert weights[0] == weights[1]

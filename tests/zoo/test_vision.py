@@ -410,6 +410,18 @@ def test_the_smallest_image(name):
                 model(less)
 
 
+def test_the_smallest_image_in_training():
+    """The classifier on the way of Inception v3 needs the paper's images."""
+    with torch.device("meta"):
+        model = zoo.create("inception_v3", nn=zoo.plain)
+        model(torch.empty(2, 3, 299, 299))
+        with pytest.raises(
+            ValueError, match="299x298; expected at least 299x299 in training with aux_logits"
+        ):
+            model(torch.empty(2, 3, 299, 298))
+        zoo.create("inception_v3", nn=zoo.plain, aux_logits=False)(torch.empty(2, 3, 107, 107))
+
+
 def test_bad_images():
     model = ours(SMALL["resnet"])
     with pytest.raises(ValueError, match=r"shape \(2, 4, 9, 9\); expected \(batch, 3, height, width\)"):

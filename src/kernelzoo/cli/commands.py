@@ -185,7 +185,8 @@ def train(
         int | None, typer.Option(help="Steps; as --eval-every.", rich_help_panel=_TEXT)
     ] = None,
     stop_at: Annotated[
-        int | None, typer.Option(help="End at this step; --resume goes on.", rich_help_panel=_TEXT)
+        int | None,
+        typer.Option(help="End at this step (of images: epoch); --resume goes on.", rich_help_panel=_TEXT),
     ] = None,
     strategy: Annotated[
         str | None,

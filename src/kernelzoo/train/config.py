@@ -94,6 +94,8 @@ class Config:
     device: str = "auto"
     usual: ClassVar = (30, 64)  # epochs, rows of a step
     workers: ClassVar = 0  # processes that read the data
+    stop_at: ClassVar = None
+    decays: ClassVar = False  # whether the learning rate falls
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -134,14 +136,29 @@ class SeriesConfig(Config):
 
 
 @dataclass
-class ImageConfig(Config):
-    """A training run on images with a class each.
+class VisionConfig(Config):
+    """A training run whose learning rate falls, epoch by epoch, along half a cosine from `lr` to nearly 0.
 
-    augment: none, crop, flip or crop,flip; what suits the data unless given. image_size: see `data.load_images`.
-    workers: processes that decode and augment images, 0 for none; None: 4 or a core each for a folder of images.
+    augment: none, crop, flip or crop,flip; what suits the data unless given. stop_at: end after this epoch, to be
+    resumed.
     """
 
     augment: str | None = None
+    stop_at: int | None = None
+    decays: ClassVar = True
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "epochs": self.epochs}
+
+
+@dataclass
+class ImageConfig(VisionConfig):
+    """A training run on images with a class each.
+
+    image_size: see `data.load_images`. workers: processes that decode and augment images, 0 for none; None: 4 or a core
+    each for a folder of images.
+    """
+
     image_size: int | None = None
     skip_corrupt: bool = False
     workers: int | None = None
@@ -152,13 +169,12 @@ class ImageConfig(Config):
 
 
 @dataclass
-class PictureConfig(Config):
+class PictureConfig(VisionConfig):
     """A training run on photographs with a class for each pixel, cut into tiles.
 
     tile: side of the squares that are trained on. val_fraction: of the columns of each photograph.
     """
 
-    augment: str | None = None
     tile: int = 64
     val_fraction: float = 0.25
     usual: ClassVar = (60, 16)

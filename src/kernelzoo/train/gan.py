@@ -195,6 +195,9 @@ class Gan(Errand):
         self.judge = Judge(self.images, images.y[train], self.held_out, images.y[val[:JUDGED]])
         return {"image_size": height, "num_channels": channels}
 
+    def suited(self) -> dict[str, Any]:
+        return {"width": 32, "latent_size": 32} if self.images.shape[-1] <= 16 else {}
+
     def probe(self, model: torch.nn.Module) -> list[str]:
         z = noise(0, 0, 2, model.options["latent_size"]).to(next(model.parameters()).device)
         return probe(model, self.config.backend, lambda: model.discriminate(model(z)))

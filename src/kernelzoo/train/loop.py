@@ -145,6 +145,9 @@ class SupervisedModule(pl.LightningModule):
         self.sampler.epoch = epoch
         torch.manual_seed(epoch_seed(self.config.seed, epoch, stream=0))
         self.train_loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        if self.config.decays:
+            for group in self.trainer.optimizers[0].param_groups:
+                group["lr"] = self.config.lr * 0.5 * (1 + math.cos(math.pi * epoch / self.config.epochs))
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
         x, y = batch
@@ -263,11 +266,11 @@ def fit(
     save: Callable[[dict], None] | None = None,
     callbacks: tuple[Callback, ...] = (),
 ) -> Fit:
-    """Train to `config.epochs` epochs, from `state` (a checkpoint) if given; `save` gets each epoch's end."""
+    """Train to `config.epochs` or `stop_at` epochs, from `state` (a checkpoint) if given; `save` gets each epoch's end."""
     if state:
         model.load_state_dict(state["model"])
     module = SupervisedModule(model, config, subject, data, engine, state)
-    remaining = config.epochs - len(module.history)
+    remaining = min(config.epochs, config.stop_at or config.epochs) - len(module.history)
     if remaining > 0 and not (state and state["stopped"]):
         stopper = None
         if config.early_stopping is not None:

@@ -70,6 +70,9 @@ def run(config: Config, console: Console | None = None) -> dict[str, Any]:
             model, problem, KERNELZOO, console,
             state=state, save=lambda s: checkpoint.save(path, {"identity": identity, **s}),
         )  # fmt: skip
+    if len(ours.history) == config.stop_at and config.stop_at < config.epochs:
+        console.print(f"stopped after epoch {config.stop_at} of {config.epochs}; --resume goes on")
+        return {"stopped": True}
     fits = {"kernelzoo": ours}
     about = {
         "version": kernelzoo.__version__,

@@ -137,7 +137,7 @@ class WindowConfig(StepConfig):
 
     def scheduled(self, steps: int) -> WindowConfig:
         warmup = min(100, max(1, steps // 10)) if self.warmup is None else self.warmup
-        return replace(super().scheduled(steps), minutes=None, warmup=warmup)
+        return StepConfig.scheduled(replace(self, minutes=None, warmup=warmup), steps)
 
     def identity(self) -> dict[str, Any]:
         """What decides the weights of every step, but for how the batch is split."""

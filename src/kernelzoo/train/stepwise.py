@@ -69,7 +69,11 @@ class Errand:
                 raise InputError(
                     f"--set {key}={given[key]}: this run needs {key}={value}; leave the option out"
                 )
-        return {**given, **sizes}
+        return {**self.suited(), **given, **sizes}
+
+    def suited(self) -> dict[str, Any]:
+        """Options that suit the data where none are given."""
+        return {}
 
     def check(self, world: World) -> None:
         """InputError where so many processes cannot train it together."""

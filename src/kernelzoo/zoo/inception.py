@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import nn as kz_nn
 from .base import ArgumentError
 from .registry import register
-from .vision import ImageModel, Pair, batch_norm, initialise
+from .vision import ImageModel, Pair, batch_norm, check_images, initialise
 
 
 class GoogLeNetOutputs(NamedTuple):
@@ -323,7 +323,7 @@ class InceptionV3(AuxiliaryModel):
     """Blocks of factorised convolutions; in training InceptionOutputs, with the logits of a classifier on the way.
 
     transform_input: images arrive normalised as for torchvision's other models; its own ImageNet weights of this
-    one are used so, and no file says it. Images of 75x75 upwards; the weights were trained on 299x299.
+    one are used so, and no file says it. Images of 75x75 upwards, of 299x299 in training with aux_logits.
     Source: C. Szegedy et al., Rethinking the Inception Architecture for Computer Vision, arXiv:1512.00567.
     """
 
@@ -364,6 +364,11 @@ class InceptionV3(AuxiliaryModel):
         self.fc = nn.Linear(channels, num_classes)
         if init_weights:
             self._initialise(0.1, **({"AuxLogits.fc": 0.001} if aux_logits else {}))
+
+    def check(self, x: Tensor) -> None:
+        super().check(x)
+        if self.training and self.AuxLogits is not None:
+            check_images(self.name, x, x.shape[1], 299, " in training with aux_logits=True")
 
     def forward(self, x: Tensor) -> Tensor | InceptionOutputs:
         """Logits (B, num_classes); InceptionOutputs in training with aux_logits."""

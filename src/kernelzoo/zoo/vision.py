@@ -45,8 +45,8 @@ class ImageModel(Pretrained):
         return found | ({"num_channels": stem[1]} if len(stem) == 4 else {})
 
 
-def check_images(model: str, x: Tensor, channels: int, smallest: int) -> None:
-    """x (B, channels, H, W), floating, H and W at least `smallest`."""
+def check_images(model: str, x: Tensor, channels: int, smallest: int, when: str = "") -> None:
+    """x (B, channels, H, W), floating, H and W at least `smallest`; when: what makes them so large."""
     if x.dim() != 4 or x.shape[1] != channels:
         raise ArgumentError(
             f"{model}: images have shape {tuple(x.shape)}; expected (batch, {channels}, height, width), "
@@ -54,7 +54,8 @@ def check_images(model: str, x: Tensor, channels: int, smallest: int) -> None:
         )
     if x.shape[2] < smallest or x.shape[3] < smallest:
         raise ArgumentError(
-            f"{model}: images are {x.shape[2]}x{x.shape[3]}; expected at least {smallest}x{smallest}, resize them"
+            f"{model}: images are {x.shape[2]}x{x.shape[3]}; expected at least {smallest}x{smallest}{when}, "
+            f"resize them"
         )
     if not x.is_floating_point():
         raise ArgumentTypeError(
