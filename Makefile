@@ -1,10 +1,13 @@
 # make demo | test | test-all | bench | lint   set up .venv once, then run
+#      torchvision and timm, which only the zoo's tests import, lie apart in .venv/peers: torchmetrics and transformers
+#      import torchvision wherever they find it, and beside a CPU torch its registry wheel fails
 # make gpu-test | gpu-bench PY=python3         on a machine whose own Python holds everything: no venv, no download
 PYTHON ?= python3
 PY ?= python3
 JOBS ?= 2
 RUN := .venv/bin/python
 READY := .venv/.ready
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 NATIVE := pyproject.toml constraints.txt setup.py $(shell find csrc -type f)
 CPU_KERNELS := $(RUN) -c "import kernelzoo as kz; print('cpp' if kz.backends()['cpp'].available else 'numba')"
 BENCH := $(if $(OPS),--ops=$(OPS)) $(if $(OUT),--out=$(OUT))
@@ -14,7 +17,8 @@ BENCH := $(if $(OPS),--ops=$(OPS)) $(if $(OUT),--out=$(OUT))
 
 $(READY): $(NATIVE)
 	$(PYTHON) -m venv .venv
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,bench,hf,dev]'
+	$(PIP) -e '.[train,bench,hf,dev]'
+	$(PIP) --no-deps --target .venv/peers torchvision timm
 	touch $@
 
 demo: $(READY)
