@@ -70,12 +70,14 @@ bool whole(const BatchNorm& a, int threads) { return a.I * a.C >= 4 * threads; }
 // fwd or bwd of all planes or rows, inside a parallel region.
 template <class Unit, class Rows>
 void elementwise(const BatchNorm& a, Unit unit, Rows rows) {
+  // at least 16 KB a task, of one unit's planes, or of one instance's rows
   if (a.L > 1) {
+    const int64_t m = std::max<int64_t>(1, 4096 / a.L), tasks = ceil_div(a.N, m);
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < a.I * a.C * a.N; ++i) unit(i / a.N, i % a.N, i % a.N + 1);
+    for (int64_t t = 0; t < a.I * a.C * tasks; ++t)
+      unit(t / tasks, t % tasks * m, std::min(a.N, (t % tasks + 1) * m));
     return;
   }
-  // 8 rows or 16 KB a task, within an instance
   const int64_t m = std::max<int64_t>(8, 4096 / a.C), tasks = ceil_div(a.N, m);
 #pragma omp for schedule(static)
   for (int64_t t = 0; t < a.I * tasks; ++t) {

@@ -7,6 +7,7 @@ import kernelzoo as kz
 import kernelzoo.functional as F
 
 from ..harness import BACKENDS, DTYPES, GPU, assert_as_good, device_of, need
+from .test_batch_norm import exact_instance, exact_norm
 from .test_linear import exact_formula
 from .test_norm import exact_group, exact_layer
 
@@ -76,13 +77,19 @@ def assert_dropped(x, y, dx, dy):
     torch.testing.assert_close(dx, torch.where(kept, 2 * dy, 0))
 
 
+EXACT = {
+    "layer_norm": exact_layer,
+    "group_norm": exact_group,
+    "batch_norm": exact_norm,
+    "instance_norm": exact_instance,
+}
+
+
 def oracle(name, info):
     """torch's function in fp64, where that is exact."""
     if name in ("hardsigmoid", "celu"):
         return lambda x, *args, alpha=1.0, **_: exact_formula((name, alpha) if name == "celu" else name, x)
-    if name in ("layer_norm", "group_norm"):
-        return exact_layer if name == "layer_norm" else exact_group
-    return info.op
+    return EXACT.get(name, info.op)
 
 
 def exact(sample):

@@ -55,6 +55,8 @@ def explain(name, x, running_mean, running_var, weight, bias, training, momentum
             raise ArgumentTypeError(f"{name}: {label} must be a number, got {type(number).__name__}")
     shape = tuple(x.shape)
     if x.dim() < 2:
+        if x.numel() == 0:  # which torch takes
+            return
         raise ArgumentError(
             f"{name}: expected at least 2 dimensions, of shape (N, C, *), got input of shape {shape}"
         )
@@ -88,7 +90,7 @@ def _explain_statistics(name, x, running_mean, running_var, training, eps):
                 f"{name}: Expected running_mean and running_var to be defined when use_input_stats is false"
             )
         raise ArgumentError(f"{name}: running_mean must be defined in evaluation mode (training=False)")
-    if eps < 0 or (training and eps == 0):
+    if name != "instance_norm" and (eps < 0 or (training and eps == 0)):  # whose eps torch takes as it is
         raise ArgumentError(
             f"{name} eps must be {'positive during training' if training else 'non-negative'}, but got {eps}"
         )
