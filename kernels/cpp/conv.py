@@ -23,6 +23,8 @@ def conv_fwd(x, w, b, residual, size, stride, padding, dilation, groups, act, p0
     if depthwise(w, x.shape[4], groups):
         return _depthwise(x, w, b, size, options, behind, backward=False)
     first = channels_first(x)
+    if _pointwise(first, w.shape, padding, groups, x.dtype):
+        return _behind(_matrices(x, w.reshape(w.shape[0], -1), b, size, stride), *behind)
     ends, padding = even(x.shape[1:4], w.shape[1:4], size, stride, padding, dilation)
     if any(ends):
         x = ordered(back(torch.nn.functional.pad(swapped(x), ends)), first)
@@ -37,6 +39,9 @@ def conv_bwd_input(dz, w, b, residual, size, stride, padding, dilation, groups, 
     if depthwise(w, w.shape[4] * groups, groups):
         return _depthwise(dz, w, b, size, options, behind, backward=True)
     first = channels_first(dz)
+    if _pointwise(first, w.shape, padding, groups, dz.dtype) and (b is None or max(stride) == 1):
+        z = _matrices(dz, w.reshape(w.shape[0], -1).t(), b, dz.shape[1:4], [1, 1, 1])
+        return _behind(z if list(size) == list(z.shape[1:4]) else _apart(z, size, stride), *behind)
     ends, padding = even(size, w.shape[1:4], dz.shape[1:4], stride, padding, dilation)
     before, after = ends[-2::-2], ends[-1::-2]
     whole = [n + i + j for n, i, j in zip(size, before, after, strict=True)]
@@ -55,6 +60,10 @@ def conv_bwd_weight(dz, x, kernel, stride, padding, dilation, groups, need_db):
     first, O, C = channels_first(x), dz.shape[4], x.shape[4]
     if groups == C == O:
         return _depthwise_weight(dz, x, kernel, stride, padding, dilation, need_db)
+    if _pointwise(first, (O, *kernel, C), padding, groups, x.dtype):
+        z = swapped(dz).reshape(dz.shape[0], O, -1)
+        dw = torch.addbmm(x.new_empty(O, C), z, _taken(x, stride).mT, beta=0)
+        return back(dw.view(O, C, 1, 1, 1)), z.sum((0, 2)) if need_db else None
     ends, padding = even(x.shape[1:4], kernel, dz.shape[1:4], stride, padding, dilation)
     if any(ends):
         x = ordered(back(torch.nn.functional.pad(swapped(x), ends)), first)
@@ -70,6 +79,42 @@ def conv_bwd_weight(dz, x, kernel, stride, padding, dilation, groups, need_db):
     )
     dw = ordered(back(dw.view(O, C // groups, *kernel)), first).to(dtype)
     return dw, db.to(dtype) if need_db else None
+
+
+def _pointwise(first, shape, padding, groups, dtype):
+    """Whether a convolution of channels-first tensors is matrix products as they lie: one tap, nothing padded.
+
+    oneDNN's takes more there: forward, dx and dw of 8x256x56x56 to 64 in float32 7.4, 25.9 and 8.1 ms on 2 cores
+    against 5.8, 6.1 and 5.7; dx at stride 2 44.
+    """
+    wide = dtype in (torch.float32, torch.float64)
+    return first and groups == 1 and wide and max(shape[1:4]) == 1 and max(padding) == 0
+
+
+def _taken(x, stride):
+    """What a convolution of one tap sees, (N, C, outputs): x as it lies, a copy where it skips elements."""
+    return swapped(x)[:, :, :: stride[0], :: stride[1], :: stride[2]].reshape(x.shape[0], x.shape[4], -1)
+
+
+def _matrices(x, w, b, size, stride):
+    """w (O, C) times each sample, + b: (N, *size, O) of x's order, channels-first."""
+    N, x = x.shape[0], _taken(x, stride)
+    z = memory.empty((N, w.shape[0], x.shape[2]), x.dtype)
+    w = w.expand(N, *w.shape)
+    if b is None:
+        torch.bmm(w, x, out=z)
+    else:
+        torch.baddbmm(b.view(1, -1, 1), w, x, out=z)
+    return back(z.view(N, -1, *size))
+
+
+def _apart(z, size, stride):
+    """z's elements `stride` apart, zeros between."""
+    N, D, H, W, C = z.shape
+    whole = memory.empty((N, C, *size), z.dtype).zero_()
+    ends = [(n - 1) * s + 1 for n, s in zip((D, H, W), stride, strict=True)]
+    whole[:, :, : ends[0] : stride[0], : ends[1] : stride[1], : ends[2] : stride[2]] = swapped(z)
+    return back(whole)
 
 
 def _planes(tensors, options):

@@ -80,6 +80,8 @@ class TestConv(OpSuite):
              output_padding=1),
         case("conv_transpose1d", (2, 3, 9), (3, 5, 4), dilation=2, padding=3, stride=3, output_padding=2),
         case("conv_transpose3d", (1, 3, 3, 2, 3), (3, 2, 2, 3, 1), padding=(1, 0, 0), last=True),
+        case("conv2d", (2, 6, 7, 5), (8, 6, 1, 1), "gelu", stride=(2, 3)),
+        case("conv_transpose2d", (2, 6, 4, 3), (6, 5, 1, 1), bias=False, stride=(3, 2), output_padding=(2, 1)),
         # a filter a channel
         case("conv1d", (2, 5, 37), (5, 1, 4), "silu", groups=5, causal=True),
         case("conv1d", (1, 37, 13), (37, 1, 3), last=True, groups=37, causal=True, dilation=3, stride=2),
@@ -251,11 +253,13 @@ def test_auto_takes_what_is_fast():
     with kz.trace() as calls:
         F.conv2d(x, w)
         F.conv2d(x, w, act="relu")
-        F.conv2d(x, w[:, :1], groups=32)
-        F.conv2d(x[:1, :, :4, :4], w, act="relu")
         F.conv_transpose2d(x, w, stride=2)
-    assert [call.op for call in calls] == ["conv2d"] * 4 + ["conv_transpose2d"]
-    assert [call.backend for call in calls] == ["torch", here(), here(), "torch", "torch"]
+        F.conv2d(x, w, padding=1, residual=x)
+        F.conv2d(x, w[:, :1], groups=32)
+        F.conv2d(x.repeat(4, 1, 1, 1), w[:, :, :1, :1])
+        F.conv2d(channels_innermost(x.repeat(4, 1, 1, 1)), w[:, :, :1, :1])
+    assert [call.op for call in calls] == ["conv2d"] * 2 + ["conv_transpose2d"] + ["conv2d"] * 4
+    assert [call.backend for call in calls] == ["torch"] * 4 + [here()] * 2 + ["torch"]
 
 
 def test_strings_that_are_paddings():
