@@ -46,7 +46,7 @@ def even(sizes, kernel, out, stride, padding, dilation):
     ends, both = [], []
     for n, k, o, s, p, d in zip(sizes, kernel, out, stride, padding, dilation, strict=True):
         span = d * (k - 1) + 1
-        behind = p if (n + 2 * p - span) // s + 1 == o else (o - 1) * s + span - n - p
-        both.append(max(0, min(p, behind)))
+        behind = p if (n + 2 * p - span) // s + 1 == o else max(0, (o - 1) * s + span - n - p)
+        both.append(min(p, behind))
         ends = [p - both[-1], behind - both[-1], *ends]
     return ends, both

@@ -249,17 +249,27 @@ def test_autocast():
 
 
 def test_auto_takes_what_is_fast():
-    x, w = torch.randn(2, 32, 40, 40), torch.randn(32, 32, 3, 3)
+    """Beside each call: whether a kernel serves it."""
+    x, w = torch.randn(8, 32, 72, 72), torch.randn(32, 32, 3, 3, requires_grad=True)
+    line, taps = torch.randn(2, 64, 300), torch.randn(64, 1, 4, requires_grad=True)
+    rows = torch.randn(8, 32, 72, 72)
+    served = [
+        (False, lambda: F.conv2d(x, w)),
+        (False, lambda: F.conv2d(x, w, act="relu")),
+        (True, lambda: F.conv2d(x, w, padding=1, act="relu", residual=rows)),
+        (False, lambda: F.conv2d(x[:2], w, padding=1, act="relu", residual=rows[:2])),
+        (False, lambda: F.conv_transpose2d(x, w)),
+        (True, lambda: F.conv2d(x, w[:, :1], groups=32)),
+        (False, lambda: F.conv2d(x, w[:, :1].detach(), groups=32)),
+        (False, lambda: F.conv2d(x[:1], w[:, :1], groups=32)),
+        (True, lambda: F.conv1d(line, taps, groups=64)),
+        (True, lambda: F.conv2d(x, w[:, :, :1, :1])),
+        (False, lambda: F.conv2d(channels_innermost(x), w[:, :, :1, :1])),
+    ]
     with kz.trace() as calls:
-        F.conv2d(x, w)
-        F.conv2d(x, w, act="relu")
-        F.conv_transpose2d(x, w, stride=2)
-        F.conv2d(x, w, padding=1, residual=x)
-        F.conv2d(x, w[:, :1], groups=32)
-        F.conv2d(x.repeat(4, 1, 1, 1), w[:, :, :1, :1])
-        F.conv2d(channels_innermost(x.repeat(4, 1, 1, 1)), w[:, :, :1, :1])
-    assert [call.op for call in calls] == ["conv2d"] * 2 + ["conv_transpose2d"] + ["conv2d"] * 4
-    assert [call.backend for call in calls] == ["torch"] * 4 + [here()] * 2 + ["torch"]
+        for _, call in served:
+            call()
+    assert [call.backend for call in calls] == [here() if kernel else "torch" for kernel, _ in served]
 
 
 def test_strings_that_are_paddings():
