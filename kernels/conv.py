@@ -40,13 +40,13 @@ def depthwise(w, channels, groups):
 def even(sizes, kernel, out, stride, padding, dilation):
     """(ends, padding): torch's convolutions pad both ends alike, so that what one end has more goes before, into x.
 
-    ends: torch.nn.functional.pad's list, the last dimension's first: all 0 but for padding="same" with an odd sum, and
-    for causal padding.
+    ends: torch.nn.functional.pad's list, the last dimension's first: all 0 but for padding="same" with an odd sum, for
+    causal padding, and (below 0) where x has elements behind that no output sees.
     """
     ends, both = [], []
     for n, k, o, s, p, d in zip(sizes, kernel, out, stride, padding, dilation, strict=True):
         span = d * (k - 1) + 1
-        behind = p if (n + 2 * p - span) // s + 1 == o else max(0, (o - 1) * s + span - n - p)
-        both.append(min(p, behind))
+        behind = p if (n + 2 * p - span) // s + 1 == o else (o - 1) * s + span - n - p
+        both.append(max(0, min(p, behind)))
         ends = [p - both[-1], behind - both[-1], *ends]
     return ends, both

@@ -42,17 +42,22 @@ def conv_bwd_input(dz, w, b, residual, size, stride, padding, dilation, groups, 
     if _pointwise(first, w.shape, padding, groups, dz.dtype) and (b is None or max(stride) == 1):
         z = _matrices(dz, w.reshape(w.shape[0], -1).t(), b, dz.shape[1:4], [1, 1, 1])
         return _behind(z if list(size) == list(z.shape[1:4]) else _apart(z, size, stride), *behind)
+    rest = _rest(size, dz, w, stride, padding, dilation)
+    if all(0 <= r < max(s, d) for r, s, d in zip(rest, stride, dilation, strict=True)):
+        return _behind(_product(dz, w, b, first, size, stride, padding, dilation, rest, groups), *behind)
+    # the gradient to an x with its padding, of which what is beyond x is taken off
     ends, padding = even(size, w.shape[1:4], dz.shape[1:4], stride, padding, dilation)
-    before, after = ends[-2::-2], ends[-1::-2]
-    whole = [n + i + j for n, i, j in zip(size, before, after, strict=True)]
-    shape = zip(whole, dz.shape[1:4], w.shape[1:4], stride, padding, dilation, strict=True)
-    rest = [n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, k, s, p, d in shape]
+    whole = [n + i + j for n, i, j in zip(size, ends[-2::-2], ends[-1::-2], strict=True)]
+    rest = _rest(whole, dz, w, stride, padding, dilation)
     z = _product(dz, w, b, first, whole, stride, padding, dilation, rest, groups)
-    if any(ends):
-        for dim, (n, i) in enumerate(zip(size, before, strict=True)):
-            z = z.narrow(dim + 1, i, n)
-        z = ordered(z, first)
-    return _behind(z, *behind)
+    z = back(torch.nn.functional.pad(swapped(z), [-n for n in ends]))
+    return _behind(ordered(z, first), *behind)
+
+
+def _rest(size, dz, w, stride, padding, dilation):
+    """What a transposed convolution's result must have behind what its input gives."""
+    each = zip(size, dz.shape[1:4], w.shape[1:4], stride, padding, dilation, strict=True)
+    return [n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, k, s, p, d in each]
 
 
 def conv_bwd_weight(dz, x, kernel, stride, padding, dilation, groups, need_db):
@@ -117,11 +122,11 @@ def _apart(z, size, stride):
     return back(whole)
 
 
-def _planes(tensors, options):
+def _planes(tensors, options, depth=1):
     """What torch's convolutions take, and (stride, padding, dilation) for it: (N, C, D, H, W), or (N, C, H, W) where
-    there is no depth."""
+    there is no depth; depth: the result's."""
     tensors = [swapped(t) for t in tensors]
-    if options[1][0] == 0 and all(t.shape[2] == 1 for t in tensors):
+    if depth == 1 and options[1][0] == 0 and all(t.shape[2] == 1 for t in tensors):
         return [t.squeeze(2) for t in tensors], [list(o[1:]) for o in options]
     return tensors, options
 
@@ -131,7 +136,7 @@ def _product(x, w, b, first, size, stride, padding, dilation, rest, groups):
     N, dtype = x.shape[0], x.dtype
     if dtype == torch.float16:
         x, w, b = x.float(), w.float(), None if b is None else b.float()
-    (x, w), (stride, padding, dilation) = _planes((x, w), (stride, padding, dilation))
+    (x, w), (stride, padding, dilation) = _planes((x, w), (stride, padding, dilation), size[0])
     rank = len(stride)
     extra = [0] * rank if rest is None else list(rest[3 - rank :])
     z = aten.convolution(x, w, b, stride, padding, dilation, rest is not None, extra, groups)

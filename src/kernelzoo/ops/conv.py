@@ -314,8 +314,8 @@ def _padded(x, weight, g):
         x.shape[2:], weight.shape[2:], g.stride, g.padding, g.dilation, g.size, strict=True
     ):
         span = d * (k - 1) + 1
-        behind = p if (n + 2 * p - span) // s + 1 == out else max(0, (out - 1) * s + span - n - p)
-        both = min(p, behind)
+        behind = p if (n + 2 * p - span) // s + 1 == out else (out - 1) * s + span - n - p
+        both = max(0, min(p, behind))
         ends = [p - both, behind - both, *ends]
         padding.append(both)
     return (T.pad(x, ends) if any(ends) else x), padding
