@@ -83,7 +83,18 @@ def conv_bwd_weight(dz, x, kernel, stride, padding, dilation, groups, need_db):
         *given, [O], *options, False, [0] * len(options[0]), groups, [False, True, need_db]
     )
     dw = ordered(back(dw.view(O, C // groups, *kernel)), first).to(dtype)
+    if dtype == torch.bfloat16:
+        _clear_unmet(dw, dz.shape[1:4], x.shape[1:4], stride, padding, dilation)
     return dw, db.to(dtype) if need_db else None
+
+
+def _clear_unmet(dw, out, sizes, stride, padding, dilation):
+    """dw = 0 at the taps that meet nothing but padding, which oneDNN leaves unwritten in bfloat16."""
+    for dim, (o, n, s, p, d) in enumerate(zip(out, sizes, stride, padding, dilation, strict=True)):
+        for t in range(dw.shape[dim + 1]):
+            first = max(0, -((t * d - p) // s))  # the first output whose tap is not before x
+            if first >= o or first * s - p + t * d >= n:
+                dw.select(dim + 1, t).zero_()
 
 
 def _pointwise(first, shape, padding, groups, dtype):
@@ -122,13 +133,24 @@ def _apart(z, size, stride):
     return back(whole)
 
 
+def _fresh(t):
+    """t (N, C, *) with the strides that a fresh tensor of its order has, in sizes of 1 too: the gradient to a grouped
+    filter of one tap is wrong in oneDNN where x (1, 8, 1, 17) has strides (8, 1, 136, 8)."""
+    if 1 not in t.shape:
+        return t
+    last = t.movedim(1, -1)
+    if last.is_contiguous():
+        return last.reshape(-1).view(last.shape).movedim(-1, 1)
+    return t.reshape(-1).view(t.shape)
+
+
 def _planes(tensors, options, depth=1):
     """What torch's convolutions take, and (stride, padding, dilation) for it: (N, C, D, H, W), or (N, C, H, W) where
     there is no depth; depth: the result's."""
     tensors = [swapped(t) for t in tensors]
     if depth == 1 and options[1][0] == 0 and all(t.shape[2] == 1 for t in tensors):
-        return [t.squeeze(2) for t in tensors], [list(o[1:]) for o in options]
-    return tensors, options
+        tensors, options = [t.squeeze(2) for t in tensors], [list(o[1:]) for o in options]
+    return [_fresh(t) for t in tensors], options
 
 
 def _product(x, w, b, first, size, stride, padding, dilation, rest, groups):
