@@ -76,25 +76,20 @@ def conv_bwd_weight(dz, x, kernel, stride, padding, dilation, groups, need_db):
     w = (
         back(x.new_empty(O, C // groups, *kernel)) if first else x.new_empty(shape)
     )  # only its shape and order are read
-    if dtype == torch.float16:
+    if dtype == torch.float16 or (dtype == torch.bfloat16 and _narrow(x.shape[1:4], kernel, dilation)):
         dz, x, w = dz.float(), x.float(), w.float()
     given, options = _planes((dz, x, w), (stride, padding, dilation))
     _, dw, db = aten.convolution_backward(
         *given, [O], *options, False, [0] * len(options[0]), groups, [False, True, need_db]
     )
     dw = ordered(back(dw.view(O, C // groups, *kernel)), first).to(dtype)
-    if dtype == torch.bfloat16:
-        _clear_unmet(dw, dz.shape[1:4], x.shape[1:4], stride, padding, dilation)
     return dw, db.to(dtype) if need_db else None
 
 
-def _clear_unmet(dw, out, sizes, stride, padding, dilation):
-    """dw = 0 at the taps that meet nothing but padding, which oneDNN leaves unwritten in bfloat16."""
-    for dim, (o, n, s, p, d) in enumerate(zip(out, sizes, stride, padding, dilation, strict=True)):
-        for t in range(dw.shape[dim + 1]):
-            first = max(0, -((t * d - p) // s))  # the first output whose tap is not before x
-            if first >= o or first * s - p + t * d >= n:
-                dw.select(dim + 1, t).zero_()
+def _narrow(sizes, kernel, dilation):
+    """Whether x is narrower than the filter in some dimension: there oneDNN's bfloat16 gradient to w leaves taps
+    unwritten that meet nothing but padding, and misses terms of db."""
+    return any(n < d * (k - 1) + 1 for n, k, d in zip(sizes, kernel, dilation, strict=True))
 
 
 def _pointwise(first, shape, padding, groups, dtype):
