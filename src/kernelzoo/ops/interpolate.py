@@ -40,7 +40,8 @@ def interpolate(
         antialias: torch's own.
 
     Returns:
-        y, of shape (N, C, *size), in x's dtype and memory format.
+        y, of shape (N, C, *size), in x's dtype and memory format. Linear in a dimension whose size stays, an infinity
+        stays one; torch's own call makes NaN of it.
 
     float64, float32, bfloat16 and float16 run on kernels, with sums in float32 (float64 for float64); every other
     dtype and layout is torch's own call.
