@@ -10,7 +10,7 @@ import math
 import torch
 from torch.nn import functional as T
 
-from .core import KernelFunction, below, define
+from .core import KernelFunction, autocast_dtype, below, define
 from .pool_checks import (
     LONGEST,
     channels_last,
@@ -49,6 +49,10 @@ class MaxPoolFunction(KernelFunction):
     in int64, where this is returned, the windows have more than 256 taps or adaptive windows differ."""
 
     module = "pool"
+
+    @staticmethod
+    def autocast(x, name, args, out, kernel, stride, padding, dilation, indices):
+        return torch.float32 if len(out) == 3 and not x.is_cuda and autocast_dtype(x) is not None else None
 
     @staticmethod
     def label(x, name, args, out, kernel, stride, padding, dilation, indices):

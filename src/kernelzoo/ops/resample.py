@@ -48,9 +48,10 @@ class ResampleFunction(KernelFunction):
 
     @staticmethod
     def autocast(x, name, args, out, mode, shape, divisor, scales):
-        if name == "interpolate" and mode not in AVERAGES and not x.is_cuda and autocast_dtype(x) is not None:
-            return torch.float32
-        return None
+        if autocast_dtype(x) is None:
+            return None
+        wide = mode not in AVERAGES if x.is_cuda else mode in AVERAGES and len(out) == 3
+        return torch.float32 if wide else None
 
     @staticmethod
     def label(x, name, args, out, mode, shape, divisor, scales):
