@@ -114,8 +114,6 @@ def _averaged(mode, size, out, kernel, stride, padding, divisor):
 def _nearest(mode, size, out, scale):
     """The position of each output, in float32 as torch computes it (ATen/native/UpSample.h)."""
     o = torch.arange(out, dtype=torch.int64)
-    if mode == "nearest" and out in (size, 2 * size):
-        return o if out == size else o // 2
     ratio = torch.tensor(1.0 / scale if scale > 0 else size / out, dtype=torch.float32)
     if mode == "nearest":
         position = o.float() * ratio

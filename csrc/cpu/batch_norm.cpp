@@ -151,7 +151,7 @@ void batch_norm_fwd(int dtype, int w_dtype, BatchNorm a, const void* w, const vo
   const int64_t units = a.I * a.C, elements = units * a.N * a.L;
   double* const squares = partial + a.I * stripes * a.C;
   const bool fused = a.L > 1 && !given && a.y && whole(a, threads);
-  a.streamed = (a.residual ? 3 : 2) * elements * ITEM[dtype] >= BATCH_STREAMED;
+  a.streamed = (a.residual ? 3 : 2) * elements * ITEM[dtype] >= STREAMED;
 #pragma omp parallel num_threads(threads) if (elements > SERIAL)
   {
     if (a.L > 1 && !given) {
@@ -194,7 +194,7 @@ void batch_norm_bwd(int dtype, int w_dtype, BatchNorm a, const void* w, const vo
   const bool summed = count == 0 && sum_g, results = a.dx || (a.dr && !summed);
   if (summed) count = double(a.N) * a.L;
   const bool fused = a.L > 1 && summed && results && whole(a, threads);
-  a.streamed = 3 * elements * ITEM[dtype] >= BATCH_STREAMED;
+  a.streamed = 3 * elements * ITEM[dtype] >= STREAMED;
   BatchNorm after = a;
   if (summed && a.dr) after.dy = a.dr, after.dr = nullptr, after.act = ACT_none;  // dr is g
 #pragma omp parallel num_threads(threads) if (elements > SERIAL)

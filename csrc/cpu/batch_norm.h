@@ -4,13 +4,10 @@
 // the rest. A unit is a channel of an instance, i * C + c: what shares a mean and a variance.
 #pragma once
 
+#include "caches.h"
 #include "isa.h"
 
 namespace kernelzoo {
-
-// Bytes of what a call reads and writes that no last-level cache of a few cores holds: a result that would be gone
-// before anyone reads it is streamed past the caches (16x64x56x56 + ReLU, forward and backward: 3.3 ms for 3.5).
-constexpr int64_t BATCH_STREAMED = 32 << 20;
 
 // Elements of rows whose moments are taken at once, and the fewest rows: they are read twice, the second time from a
 // near cache.

@@ -105,8 +105,9 @@ def _max_pool_bwd_kernel(
                     own = (p * KH + q) * KW + r
                 at = ((((b * OD + od) * OH + oh) * OW + ow) * L)[:, None] + offs_l[None, :]
                 mask = hit[:, None] & mask_l
-                taken = mask & (tl.load(index_ptr + at, mask=mask, other=0).to(tl.int64) == own[:, None])
-                acc += widen(tl.load(dy_ptr + at, mask=taken, other=0.0), ACC)
+                taken = tl.load(index_ptr + at, mask=mask, other=0).to(tl.int64) == own[:, None]
+                dy = widen(tl.load(dy_ptr + at, mask=mask, other=0.0), ACC)
+                acc += tl.where(taken & mask, dy, 0.0)
     to = (offs_p * L)[:, None] + offs_l[None, :]
     tl.store(dx_ptr + to, narrow(acc, dx_ptr.dtype.element_ty), mask=mask_p[:, None] & mask_l)
 

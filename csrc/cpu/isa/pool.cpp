@@ -4,6 +4,8 @@
 
 #include "../tile.h"
 
+#include "stream.h"
+
 #include "vectors.h"
 
 // Where something lies, and its share of what index holds: a row's and a position's share add up, to the tap's number
@@ -211,6 +213,7 @@ void lanes_bwd_of(const Pool& a, int64_t first, int64_t last, Place* scratch) {
   Place* const rows = scratch;
   Place* const outputs = rows + a.most[0] * a.most[1];  // most[2] for each position
   int64_t* const counts = reinterpret_cast<int64_t*>(outputs + a.most[2] * a.in[2]);
+  S* const own = reinterpret_cast<S*>(counts + a.in[2]);
   for (int64_t w = 0; w < a.in[2]; ++w) counts[w] = outputs_over(a, w, outputs + a.most[2] * w);
   Covers covers = {};
   covers.rows = rows;
@@ -222,13 +225,17 @@ void lanes_bwd_of(const Pool& a, int64_t first, int64_t last, Place* scratch) {
     for (int64_t w = 0; w < a.in[2]; ++w) {
       covers.outputs = outputs + a.most[2] * w;
       covers.output_count = counts[w];
-      S* dx = static_cast<S*>(a.dx) + (row * a.in[2] + w) * L;
+      S* const to = static_cast<S*>(a.dx) + (row * a.in[2] + w) * L;
+      const bool streaming = streams(a.streamed, to, L * sizeof(S));
+      S* const dx = streaming ? own : to;
       int64_t l = 0;
       for (; l + 4 * W <= L; l += 4 * W) lanes_collect<S, T, I, 4>(dy + l, index + l, covers, dx + l);
       for (; l + W <= L; l += W) lanes_collect<S, T, I, 1>(dy + l, index + l, covers, dx + l);
       for (; l < L; ++l) lane_collect<S, T, I>(dy + l, index + l, covers, dx + l);
+      if (streaming) stream(to, own, L * sizeof(S));
     }
   }
+  if (a.streamed) drain();
 }
 
 // ---- along rows
@@ -398,14 +405,18 @@ void rows_bwd_of(const Pool& a, int64_t first, int64_t last, T* scratch) {
       }
     }
     S* dx = static_cast<S*>(a.dx) + row * a.in[2];
+    const bool streaming = width == a.in[2] && streams(a.streamed, dx, width * sizeof(S));
+    const T* const sums = phases - p.lowest;
     if constexpr (sizeof(S) == sizeof(T)) {
-      interleave(phases - p.lowest, p.length, stride, dx, width);
+      interleave(sums, p.length, stride, streaming ? whole_row : dx, width);
+      if (streaming) stream(dx, whole_row, width * sizeof(S));
     } else {
-      interleave(phases - p.lowest, p.length, stride, whole_row, width);
+      interleave(sums, p.length, stride, whole_row, width);
       store(whole_row, dx, width);
     }
     std::memset(dx + width, 0, (a.in[2] - width) * sizeof(S));
   }
+  if (a.streamed) drain();
 }
 
 // ---- by the kind of index

@@ -6,10 +6,9 @@ Backward: dx_i = Σ dy_o / divisor_o over the outputs whose windows hold i.
 
 from torch.nn import functional as T
 
-from .core import leaves_to_torch
 from .max_pool import SIZES, adaptive_sizes, output_size
-from .pool_checks import LONGEST, each, is_image, padded, torchs, whole
-from .resample import SMALL, ResampleFunction
+from .pool_checks import LONGEST, each, is_image, left_to_torch, padded, torchs, whole
+from .resample import LARGE, MANY, ResampleFunction
 
 
 def _avg_pool(rank, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override=None):
@@ -18,7 +17,7 @@ def _avg_pool(rank, input, kernel_size, stride, padding, ceil_mode, count_includ
     args = (
         (kernel_size, () if stride is None else stride, *args[2:]) if rank == 1 else (*args, divisor_override)
     )
-    if not leaves_to_torch(input, SMALL) and is_image(input, rank):
+    if not left_to_torch(input, MANY, LARGE) and is_image(input, rank):
         kernel, pad = each(kernel_size, rank), each(padding, rank)
         move = kernel if stride is None or stride == [] or stride == () else each(stride, rank)
         if None not in (kernel, pad, move) and _fits(kernel, move, pad, divisor_override):
@@ -90,7 +89,7 @@ def avg_pool3d(
 
 def _adaptive_avg_pool(rank, input, output_size):
     name = f"adaptive_avg_pool{rank}d"
-    if not leaves_to_torch(input, SMALL) and is_image(input, rank):
+    if not left_to_torch(input, LARGE, LARGE) and is_image(input, rank):
         out = adaptive_sizes(input, output_size, rank)
         if out is not None:
             return ResampleFunction.call(input, name, (output_size,), out, "adaptive", (), 0, (0.0,) * 3)

@@ -12,9 +12,8 @@ import warnings
 import torch
 from torch.nn import functional as T
 
-from .core import leaves_to_torch
-from .pool_checks import LONGEST, each, is_image, padded, torchs
-from .resample import SMALL, ResampleFunction
+from .pool_checks import LONGEST, each, is_image, left_to_torch, padded, torchs
+from .resample import FEW_LAST, SMALL, ResampleFunction
 
 LINEAR = {"linear": 1, "bilinear": 2, "trilinear": 3}  # the number of dimensions that torch takes it for
 
@@ -41,7 +40,8 @@ def interpolate(
         antialias: torch's own.
 
     Returns:
-        y, of shape (N, C, *size), in x's dtype and memory format.
+        y, of shape (N, C, *size), in x's dtype and memory format. Linear in a dimension whose size stays, an infinity
+        stays one; torch's own call makes NaN of it.
 
     float64, float32, bfloat16 and float16 run on kernels, with sums in float32 (float64 for float64); every other
     dtype and layout is torch's own call.
@@ -53,7 +53,7 @@ def interpolate(
         ArgumentTypeError (a TypeError and a RuntimeError): arguments of another type.
     """
     args = (size, scale_factor, mode, align_corners, recompute_scale_factor, antialias)
-    if not leaves_to_torch(input, SMALL) and not antialias:
+    if not left_to_torch(input, SMALL, FEW_LAST) and not antialias:
         found = _resized(input, size, scale_factor, mode, align_corners, recompute_scale_factor)
         if found is not None:
             out, kind, scales = found

@@ -10,8 +10,19 @@ import math
 import torch
 from torch.nn import functional as T
 
-from .core import KernelFunction, below, define, leaves_to_torch
-from .pool_checks import LONGEST, channels_last, each, five, is_image, laid_out, only_numba, padded, torchs
+from .core import KernelFunction, autocast_dtype, below, define
+from .pool_checks import (
+    LONGEST,
+    channels_last,
+    each,
+    five,
+    is_image,
+    laid_out,
+    left_to_torch,
+    only_numba,
+    padded,
+    torchs,
+)
 
 aten = torch.ops.aten
 
@@ -38,6 +49,10 @@ class MaxPoolFunction(KernelFunction):
     in int64, where this is returned, the windows have more than 256 taps or adaptive windows differ."""
 
     module = "pool"
+
+    @staticmethod
+    def autocast(x, name, args, out, kernel, stride, padding, dilation, indices):
+        return torch.float32 if len(out) == 3 and not x.is_cuda and autocast_dtype(x) is not None else None
 
     @staticmethod
     def label(x, name, args, out, kernel, stride, padding, dilation, indices):
@@ -119,9 +134,9 @@ def _places(chosen, size, kernel, stride, padding, dilation):
     return place
 
 
-# "auto" on a CPU, C++ over eager, forward and backward, 3x3 of stride 2 and 2x2: planes 0.6 to 0.7 at 64 Ki elements, 1.2
-# to 1.4 at 400 Ki (28x28), 0.8 to 1.2 in rows of 14, 2 to 5 above; channels last 0.5 to 1.2 at 1.6 Mi, 1.4 to 2.9 at
-# 12.8 Mi.
+# "auto" on a CPU, C++ over eager, forward and backward, 3x3 of stride 2 and 2x2: planes 0.6 to 0.7 at 64 Ki elements,
+# 1.2 to 1.4 at 400 Ki (28x28), 0.8 to 1.2 in rows of 14, 2 to 5 above; channels last 0.5 to 1.2 at 1.6 Mi, 1.4 to 2.9
+# at 12.8 Mi.
 SMALL = 1 << 18
 SHORT = 28
 LARGE_LAST = 1 << 22
@@ -139,7 +154,7 @@ def output_size(size, kernel, stride, padding, dilation, ceil):
 def _max_pool(rank, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices):
     name = f"max_pool{rank}d"
     args = (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
-    if not leaves_to_torch(input, SMALL) and is_image(input, rank):
+    if not left_to_torch(input, SMALL, LARGE_LAST) and is_image(input, rank):
         kernel, pad, step = each(kernel_size, rank), each(padding, rank), each(dilation, rank)
         move = kernel if stride is None or stride == [] or stride == () else each(stride, rank)
         if None not in (kernel, pad, step, move) and _fits(kernel, move, pad, step):
@@ -214,7 +229,7 @@ def adaptive_sizes(x, output_size, rank):
 
 def _adaptive_max_pool(rank, input, output_size, return_indices):
     name, args = f"adaptive_max_pool{rank}d", (output_size, return_indices)
-    if not leaves_to_torch(input, SMALL) and is_image(input, rank):
+    if not left_to_torch(input, SMALL, LARGE_LAST) and is_image(input, rank):
         out = adaptive_sizes(input, output_size, rank)
         if out is not None:
             sizes, kernel = input.shape[-rank:], ()

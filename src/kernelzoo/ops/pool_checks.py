@@ -2,7 +2,7 @@
 
 import torch
 
-from .core import ArgumentError, ArgumentTypeError, choice, torch_serves
+from .core import ArgumentError, ArgumentTypeError, choice, leaves_to_torch, torch_serves
 
 LONGEST = 1 << 29  # of a dimension: the kernels' tables hold 32-bit numbers
 
@@ -56,6 +56,13 @@ def only_numba(x):
     if choice.automatic("pool", x.device.type, x.dtype) == "numba":
         return "torch's own call is faster than Numba's kernels"
     return None
+
+
+def left_to_torch(x, planes, last):
+    """`leaves_to_torch` under `planes` elements, or `last` where x's channels are adjacent."""
+    if isinstance(x, torch.Tensor) and x.dim() > 3 and x.stride(1) == 1 and x.stride(-1) != 1:
+        planes = last
+    return leaves_to_torch(x, planes)
 
 
 def laid_out(x, sizes, last, dtype=None):

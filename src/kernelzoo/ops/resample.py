@@ -4,12 +4,10 @@ Average pooling and interpolation are such maps, each with weights of its own (k
 transposed map, dx_i = Σ_o w(o, i) dy_o, by the same kernel: each input collects its own.
 """
 
-import math
-
 import torch
 from torch.nn import functional as T
 
-from .core import FRESH, KernelFunction, autocast_dtype, below, define
+from .core import KernelFunction, autocast_dtype, below, define
 from .pool_checks import channels_last, five, laid_out, only_numba, padded
 
 aten = torch.ops.aten
@@ -21,20 +19,23 @@ resample = define(
     fake=lambda x, out, mode, shape, divisor, scales, transposed, last: laid_out(x, out, last),
 )
 
-# Elements. "auto" on a CPU, C++ over eager, forward and backward: average pooling as max-pooling; to 1, 0.3 to 0.5 at 800
-# Ki, 1.0 at 1.6 Mi, 1.6 to 6.6 at 12.8 Mi; bilinear x2 of planes 0.6 at 4 Ki, 1.2 at 16 Ki, 2.2 to 4.7 above, nearest
-# 0.5, 1.0 and 1.0 to 3; channels last 0.3 to 1 up to 1.6 Mi, 1.7 to 2.4 at 12.8 Mi.
+# Elements. "auto" on a CPU, C++ over eager, forward and backward: average pooling as max-pooling; to 1, 0.3 to 0.5 at
+# 800 Ki, 1.0 at 1.6 Mi, 1.6 to 6.6 at 12.8 Mi; bilinear x2 of planes 0.6 at 4 Ki, 1.2 at 16 Ki, 2.2 to 4.7 above,
+# nearest 0.5, 1.0 and 1.0 to 3; channels last 0.3 to 1 up to 1.6 Mi, 1.7 to 2.4 at 12.8 Mi.
 SMALL = 1 << 14
 MANY = 1 << 18
 LARGE = 1 << 22
+FEW_LAST = 1 << 23  # interpolation channels last
 AVERAGES = ("avg", "adaptive")
 
 
 def _least(mode, last):
     """The elements from which on "auto" takes a kernel."""
-    if mode == "adaptive" or (mode == "avg" and last):
-        return LARGE
-    return MANY if mode in ("avg", "nearest", "nearest-exact") else SMALL
+    if mode in AVERAGES:
+        return LARGE if last or mode == "adaptive" else MANY
+    if last:
+        return FEW_LAST
+    return MANY if mode in ("nearest", "nearest-exact") else SMALL
 
 
 class ResampleFunction(KernelFunction):
@@ -47,9 +48,10 @@ class ResampleFunction(KernelFunction):
 
     @staticmethod
     def autocast(x, name, args, out, mode, shape, divisor, scales):
-        if name == "interpolate" and mode not in AVERAGES and not x.is_cuda and autocast_dtype(x) is not None:
-            return torch.float32
-        return None
+        if autocast_dtype(x) is None:
+            return None
+        wide = mode not in AVERAGES if x.is_cuda else mode in AVERAGES and len(out) == 3
+        return torch.float32 if wide else None
 
     @staticmethod
     def label(x, name, args, out, mode, shape, divisor, scales):
@@ -63,15 +65,8 @@ class ResampleFunction(KernelFunction):
     def rule(x, name, args, out, mode, shape, divisor, scales):
         if x.device.type != "cpu":
             return "torch's own kernel moves the same bytes; no GPU has been measured yet"
-        last = channels_last(five(x, len(out)))
-        if below(x.numel(), _least(mode, last)):
+        if below(x.numel(), _least(mode, channels_last(five(x, len(out))))):
             return "few elements on a CPU"
-        if (
-            last
-            and mode not in AVERAGES
-            and below(math.prod(out) * x.shape[0] * x.shape[1] * x.dtype.itemsize, FRESH)
-        ):
-            return "torch's own call is as fast channels last, but where memory is fresh"
         return only_numba(x)
 
     @staticmethod
