@@ -1,6 +1,6 @@
 """ResNet-18: one training step (forward, loss, backward, SGD with momentum), and inference with its batch norms folded.
 
-Each contender takes the layers, the loss and the optimizer of its own namespace; images and weights are channels-last.
+Each contender takes the layers, the loss and the optimizer of its own namespace.
 """
 
 import copy
@@ -14,18 +14,18 @@ from kernelzoo import functional, optim, zoo
 from .core import DEVICE, GPU, Case, Problem, Target
 
 SHAPE = (128, 3, 224, 224) if GPU else (8, 3, 128, 128)
+LAYOUT = torch.channels_last if GPU else torch.contiguous_format
 MODEL = "resnet50" if GPU else "resnet18"
-SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
 def _model(nn=None):
     torch.manual_seed(1)
-    return zoo.create(MODEL, nn=nn).to(DEVICE, memory_format=torch.channels_last)
+    return zoo.create(MODEL, nn=nn).to(DEVICE, memory_format=LAYOUT)
 
 
 def _given(dtype=torch.float32):
     g = torch.Generator().manual_seed(2)
-    images = torch.randn(SHAPE, generator=g).to(DEVICE, dtype, memory_format=torch.channels_last)
+    images = torch.randn(SHAPE, generator=g).to(DEVICE, dtype, memory_format=LAYOUT)
     return images, torch.randint(1000, SHAPE[:1], generator=g).to(DEVICE)
 
 
@@ -96,7 +96,7 @@ def _flops():
 
 
 FLOPS = _flops()
-ROW = f"{MODEL} {'x'.join(map(str, SHAPE))} channels-last fp32"
+ROW = f"{MODEL} {'x'.join(map(str, SHAPE))} {'channels-last ' if GPU else ''}fp32"
 CASES = [
     Case(
         f"{ROW} training step",
