@@ -257,6 +257,7 @@ def test_autocast():
 
 def test_auto_takes_what_is_fast():
     """Beside each call: whether a kernel serves it."""
+    need("cpp")
     x, w = torch.randn(8, 32, 72, 72), torch.randn(32, 32, 3, 3, requires_grad=True)
     line, taps = torch.randn(2, 64, 300), torch.randn(64, 1, 4, requires_grad=True)
     rows = torch.randn(8, 32, 72, 72)
@@ -276,7 +277,16 @@ def test_auto_takes_what_is_fast():
     with kz.trace() as calls:
         for _, call in served:
             call()
-    assert [call.backend for call in calls] == [here() if kernel else "torch" for kernel, _ in served]
+    assert [call.backend for call in calls] == ["cpp" if kernel else "torch" for kernel, _ in served]
+
+
+def test_auto_without_cpp_is_torchs(monkeypatch):
+    from kernelzoo.ops import conv
+
+    monkeypatch.setattr(conv, "automatic", lambda *_: "numba")
+    with kz.trace() as calls:
+        F.conv1d(torch.randn(2, 64, 300), torch.randn(64, 1, 4, requires_grad=True), groups=64)
+    assert calls[0].backend == "torch"
 
 
 def test_strings_that_are_paddings():
