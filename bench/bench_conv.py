@@ -128,7 +128,7 @@ CASES = [
     _behind((8, 128, 28, 28), 128, "silu"),
     _depthwise((8, 128, 56, 56), 3, True),
     _depthwise((8, 128, 56, 56), 3, False),
-    _depthwise((8, 128, 56, 56), 3, True, stride=2),
+    _depthwise((8, 128, 56, 56), 3, True, ratio=FLOOR, stride=2),
     _depthwise((8, 96, 56, 56), 7, True, ratio=FLOOR),
     _depthwise((8, 128, 56, 56), 3, True, BF16),
     _causal((8, 768, 2048), 4, None),

@@ -131,7 +131,9 @@ def check(backend, numbers):
 
 @pytest.mark.parametrize("backend", KERNELS)
 def test_a_few_combinations(backend):
-    check(backend, range(60))
+    check(
+        backend, range(60 if backend == "cpp" else 12)
+    )  # Numba compiles a kernel for each activation and dtype
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from .core import (
     define,
     leaves_to_torch,
 )
-from .core.choice import PLAIN
+from .core.choice import PLAIN, automatic
 from .core.mirror import torchs_own
 
 CONV = (None, T.conv1d, T.conv2d, T.conv3d)
@@ -32,7 +32,10 @@ TRANSPOSED = (None, T.conv_transpose1d, T.conv_transpose2d, T.conv_transpose3d)
 # ---- the torch ops. Tensors lie as (N, D, H, W, C), missing dimensions being 1; w (O, kD, kH, kW, C / groups).
 
 # Backends whose launchers also take x, dz and residual whose memory is in the order (N, C, D, H, W), as views of that
-# shape, and w of any strides; y, dx and dw then have that order too. The others get all in the shape's own order.
+# shape, and w of any strides; y, dx and dw then have that order too. So NCHW stays NCHW on a CPU: 3x3 of 8x64x56x56 to
+# 64 in float32 takes oneDNN 9.1, 9.9 and 10.7 ms (forward, dx, dw) against 8.8, 9.0 and 10.1 channels-last, which no
+# copy wins back; what it does badly there, a filter of one tap, is matrix products, and a filter a channel has kernels
+# for both. The others get all in the shape's own order, and results are copied back to NCHW: once each, never inside.
 EITHER_ORDER = ("cpp", "numba")
 
 
@@ -142,14 +145,18 @@ def channels_last(t):
     return last >= t.size(1) * channels and t.movedim(1, -1).is_contiguous()
 
 
-# "auto" on a CPU: below these, a call's fixed cost of some 100 us more than torch's is not won back. C++ over eager,
+# "auto" on a CPU without the C++ module is torch's: Numba's depthwise kernels run at 0.5 to 0.9 of eager's speed
+# (8x768x2048, 8x128x56x56), its products by columns at 0.5.
+#
+# With it: below these, a call's fixed cost, 50 to 100 us more than torch's, is not won back. C++ over eager,
 # forward and backward together on 2 cores, fp32.
 #
 # A filter a channel, one dimension, outputs (with no gradient to come: LINE_FORWARD). 8x768x2048, 4 taps: 5.6 times as
 # fast; 2x64x256: 1.2, forward alone 0.8; 2x256x512 forward: 0.8.
 LINE, LINE_FORWARD = 1 << 15, 1 << 19
-# More dimensions, outputs times taps. 3x3 of 8x128x56x56: 1.3 to 1.5 channels-last, 2.7 NCHW; of 8x384x14x14 0.8; at
-# stride 2 of 8x128x56x56 1.1; 5x5 of 8x240x28x28 6.6. oneDNN's forward alone is as fast, or faster (0.7 to 1.0).
+# More dimensions, outputs times taps. 3x3 of 8x128x56x56: 1.2 to 1.5 channels-last, 1.4 to 2.8 NCHW; of 8x384x14x14 0.8;
+# at stride 2 of 8x128x56x56 1.1; 5x5 of 8x240x28x28 6.6. Forward alone: 0.6 to 1.0 channels-last, where oneDNN is left
+# its own, 1.15 to 1.7 NCHW.
 PLANES = 6 << 20
 # With a residual, outputs: 8x64x56x56 1.2, a quarter of it 0.9 to 1.05.
 SUM = 1 << 20
@@ -208,6 +215,8 @@ class ConvFunction(KernelFunction):
     def rule(x, weight, bias, residual, g, act):
         if x.device.type != "cpu":
             return "no GPU has been measured yet"
+        if automatic("conv", "cpu", x.dtype) == "numba":
+            return "oneDNN is faster than Numba's kernels"
         channels = weight.size(1) * g.groups if g.transposed else weight.size(0)
         outputs = x.size(0) * channels * math.prod(g.size)
         few = "few outputs on a CPU"
@@ -215,7 +224,7 @@ class ConvFunction(KernelFunction):
         if _depthwise(x, weight, g.groups):
             if len(g.stride) == 1:
                 return few if below(outputs, LINE if learns else LINE_FORWARD) else None
-            if learns:
+            if learns or not channels_last(x):
                 return few if below(outputs * weight[0].numel(), PLANES) else None
         if residual is not None:
             return few if below(outputs, SUM) else None
