@@ -19,6 +19,7 @@ OPS = (
     "mlp",
     "attention",
     "norm",
+    "batch_norm",
     "loss",
     "glu",
     "rotary",

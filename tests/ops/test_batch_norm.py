@@ -11,7 +11,11 @@ from kernelzoo.verify import assert_as_good
 
 from ..harness import GPU, WITHOUT_CUDA, Case, OpSuite, device_of, here, need
 
-ON = pytest.mark.parametrize("backend", WITHOUT_CUDA)
+# by default where nothing is compiled or interpreted anew
+ON = pytest.mark.parametrize(
+    "backend",
+    [pytest.param(b, marks=() if b == "cpp" or GPU else pytest.mark.slow) for b in WITHOUT_CUDA],
+)
 NAMES = pytest.mark.parametrize("name", ["batch_norm", "instance_norm"])
 
 
@@ -30,7 +34,11 @@ def case(
         }  # fmt: skip
 
     parts = ["x".join(map(str, shape)), "last" * last, "" if training else "eval", "w" * weight, "b" * bias]
-    return Case("-".join(filter(None, [*parts, "r" * residual, act])), make, large)
+    return Case(
+        "-".join(filter(None, [*parts, "r" * residual, act if isinstance(act, str) else act and act[0]])),
+        make,
+        large,
+    )
 
 
 def channels_last(x):
@@ -103,15 +111,16 @@ class TestBatchNorm(OpSuite):
     cases = (
         case(3, 4, 5, 3, act="relu"),
         case(2, 6, 5, 3, last=True, act="relu", residual=True),
-        case(9, 5, weight=False, bias=False),
         case(2, 5, 7, residual=True, act="silu", bias=False),
-        case(2, 3, 2, 2, 3, last=True, act="tanh", weight=False),
-        case(2, 3, 5, 2, training=False, residual=True),
         case(3, 19, 4, 2, last=True, training=False, act="relu"),
-        case(5, 3, 41, 29, act="relu", residual=True, large=True),
-        case(7, 70, 9, 13, last=True, act="relu", large=True),
-        case(300, 1100, large=True),
+        case(5, 3, 41, 29, act="relu", large=True),
+        case(7, 70, 9, 13, last=True, act="relu", residual=True, large=True),
     )
+
+    @classmethod
+    def takes(cls, case, backend):
+        """By default, one case of planes and one of rows where every kernel is compiled or interpreted anew."""
+        return backend == "cpp" or case in cls.cases[:2]
 
 
 class TestInstanceNorm(OpSuite):
@@ -119,10 +128,42 @@ class TestInstanceNorm(OpSuite):
     reference = on(T.instance_norm, extras=False)
     oracle = on(exact_instance, extras=False)
     cases = (
-        case(3, 4, 5, 3, act="relu", residual=True),
-        case(2, 5, 3, 3, last=True),
+        case(3, 4, 5, 3, act="relu"),
+        case(2, 5, 3, 3, last=True, residual=True),
         case(3, 2, 700, large=True),
     )
+
+    @staticmethod
+    def takes(
+        case, backend
+    ):  # the kernels are batch_norm's; by default OpInfo's samples show several instances
+        return backend == "cpp"
+
+
+@pytest.mark.slow
+class TestEveryBatchNorm(TestBatchNorm):
+    cases = (
+        *TestBatchNorm.cases[2:],
+        case(9, 5, weight=False, bias=False),
+        case(2, 3, 2, 2, 3, last=True, act="tanh", weight=False),
+        case(2, 3, 5, 2, training=False, residual=True),
+        case(2, 3, 4, act=("softshrink", 0.3), residual=True),
+        case(2, 5, 3, 2, last=True, act="sigmoid"),
+        case(300, 1100, large=True),
+    )
+
+    @staticmethod
+    def takes(case, backend):
+        return True
+
+
+@pytest.mark.slow
+class TestEveryInstanceNorm(TestInstanceNorm):
+    backends = ("triton", "numba")
+
+    @staticmethod
+    def takes(case, backend):
+        return True
 
 
 def results(function, tensors, arguments, options):
