@@ -9,7 +9,7 @@ import kernelzoo.functional as F
 from kernelzoo.ops.activation import parse
 from kernelzoo.verify import assert_as_good
 
-from ..harness import GPU, WITHOUT_CUDA, Case, OpSuite, device_of, here, need
+from ..harness import DTYPES, GPU, WITHOUT_CUDA, Case, OpSuite, device_of, here, need
 
 # by default where nothing is compiled or interpreted anew
 ON = pytest.mark.parametrize(
@@ -270,6 +270,20 @@ def test_same_bits_on_any_number_of_threads(backend):
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+def test_every_instruction_set(isa, dtype):
+    """Planes shorter and longer than a block; rows of four vectors, of one, of less, and wider than a block."""
+    suite = TestBatchNorm()
+    for one in (
+        case(3, 2, 37, 41, act="relu", residual=True),
+        case(40, 3, 3, 3, act="relu"),
+        case(9, 93, 2, 2, last=True, act="relu"),
+        case(9, 93, 2, 2, last=True, act="relu", residual=True),
+        case(40, 1101),
+    ):
+        suite.compare(one, "cpp", dtype, "contiguous")
 
 
 @ON
