@@ -43,7 +43,7 @@ def _batch(shape, dtype, ratio, *, last=False, act="relu", residual=False, train
     def eager(x, w, b, r=None):
         y = T.batch_norm(x, *running(x), w, b, training)
         y = y if r is None else y + r
-        return y if act is None else y.relu()
+        return y if act is None else T.relu(y)
 
     targets = (Target("ratio", ratio),)
     if GPU:

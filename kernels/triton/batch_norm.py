@@ -26,14 +26,16 @@ def _load(ptr, offs, mask, ACC: tl.constexpr):
 
 @triton.jit
 def _channels(group, C, ROWS: tl.constexpr, BLOCK_B: tl.constexpr):
-    """Of a group: its channels in I * C, in C, which of them there are, and the instance."""
+    """Of a group: its channels in I * C, in C, which of them there are, and the instance. Numbers of programs, groups
+    and steps are divided in 32 bits: a division in 64 is a call."""
     if ROWS:
         groups = tl.cdiv(C, BLOCK_B)
-        channel = group % groups * BLOCK_B + tl.arange(0, BLOCK_B)[None, :].to(tl.int64)
+        channel = group % groups * BLOCK_B + tl.arange(0, BLOCK_B)[None, :]
         instance = group // groups
     else:
-        channel = group % C + tl.arange(0, 1)[None, :].to(tl.int64)
+        channel = group % C + tl.arange(0, 1)[None, :]
         instance = group // C
+    channel, instance = channel.to(tl.int64), instance.to(tl.int64)
     return instance * C + channel, channel, channel < C, instance
 
 
@@ -57,7 +59,7 @@ def _batch_norm_moments_kernel(
 ):  # fmt: skip
     """Count, mean and sum of the squares about it of a share of a group, `per` tiles of `steps`, to (splits, I * C):
     each lane by Welford's recurrence, the lanes by Chan, Golub and LeVeque's."""
-    pid = tl.program_id(0).to(tl.int64)
+    pid = tl.program_id(0)
     group, split = pid // splits, pid % splits
     unit, channel, mask_c, instance = _channels(group, C, ROWS, BLOCK_B)
     count = tl.zeros((BLOCK_A, BLOCK_B), ACC)
@@ -84,7 +86,7 @@ def _batch_norm_moments_kernel(
     about = tl.sum(squares + count * apart * apart, axis=0)[None, :]
     if not ROWS:
         about = tl.sum(about, axis=1)[None, :]
-    to = split * I * C + unit
+    to = split.to(tl.int64) * I * C + unit
     tl.store(count_ptr + to, total, mask=mask_c)
     tl.store(mean_ptr + to, centre, mask=mask_c)
     tl.store(squares_ptr + to, about, mask=mask_c)
@@ -138,7 +140,7 @@ def _batch_norm_fwd_kernel(
     ACC: tl.constexpr, FAST: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
     """y = act((x - mean) * rstd * w + b + r); a program takes one tile."""
-    pid = tl.program_id(0).to(tl.int64)
+    pid = tl.program_id(0)
     unit, channel, mask_c, instance = _channels(pid // steps, C, ROWS, BLOCK_B)
     offs, mask = _tile(pid % steps, channel, instance, N, C, L, ROWS, BLOCK_A, BLOCK_B)
     mean, _, scale, shift = _affine(
@@ -179,7 +181,7 @@ def _batch_norm_sums_kernel(
     ACC: tl.constexpr, FAST: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr,
 ):  # fmt: skip
     """Sums of g and g * x_hat of a share of a group, `per` tiles of `steps`, to (splits, I * C)."""
-    pid = tl.program_id(0).to(tl.int64)
+    pid = tl.program_id(0)
     group, split = pid // splits, pid % splits
     unit, channel, mask_c, instance = _channels(group, C, ROWS, BLOCK_B)
     mean, rstd, scale, shift = _affine(
@@ -198,7 +200,7 @@ def _batch_norm_sums_kernel(
     if not ROWS:
         g_sum = tl.sum(g_sum, axis=1)[None, :]
         gx_sum = tl.sum(gx_sum, axis=1)[None, :]
-    to = split * I * C + unit
+    to = split.to(tl.int64) * I * C + unit
     tl.store(g_ptr + to, g_sum, mask=mask_c)
     tl.store(gx_ptr + to, gx_sum * rstd, mask=mask_c)
 
@@ -213,7 +215,7 @@ def _batch_norm_bwd_kernel(
 ):  # fmt: skip
     """dx = w * rstd * (g - mean(g) - x_hat * mean(g * x_hat)), without the means unless TRAINING, and dr = g; a program
     takes one tile."""
-    pid = tl.program_id(0).to(tl.int64)
+    pid = tl.program_id(0)
     unit, channel, mask_c, instance = _channels(pid // steps, C, ROWS, BLOCK_B)
     offs, mask = _tile(pid % steps, channel, instance, N, C, L, ROWS, BLOCK_A, BLOCK_B)
     mean, rstd, scale, shift = _affine(

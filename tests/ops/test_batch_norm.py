@@ -9,9 +9,13 @@ import kernelzoo.functional as F
 from kernelzoo.ops.activation import parse
 from kernelzoo.verify import assert_as_good
 
-from ..harness import GPU, WITHOUT_CUDA, Case, OpSuite, device_of, here, need
+from ..harness import DTYPES, GPU, WITHOUT_CUDA, Case, OpSuite, device_of, here, need
 
-ON = pytest.mark.parametrize("backend", WITHOUT_CUDA)
+# by default where nothing is compiled or interpreted anew
+ON = pytest.mark.parametrize(
+    "backend",
+    [pytest.param(b, marks=() if b == "cpp" or GPU else pytest.mark.slow) for b in WITHOUT_CUDA],
+)
 NAMES = pytest.mark.parametrize("name", ["batch_norm", "instance_norm"])
 
 
@@ -30,7 +34,11 @@ def case(
         }  # fmt: skip
 
     parts = ["x".join(map(str, shape)), "last" * last, "" if training else "eval", "w" * weight, "b" * bias]
-    return Case("-".join(filter(None, [*parts, "r" * residual, act])), make, large)
+    return Case(
+        "-".join(filter(None, [*parts, "r" * residual, act if isinstance(act, str) else act and act[0]])),
+        make,
+        large,
+    )
 
 
 def channels_last(x):
@@ -103,15 +111,17 @@ class TestBatchNorm(OpSuite):
     cases = (
         case(3, 4, 5, 3, act="relu"),
         case(2, 6, 5, 3, last=True, act="relu", residual=True),
-        case(9, 5, weight=False, bias=False),
         case(2, 5, 7, residual=True, act="silu", bias=False),
-        case(2, 3, 2, 2, 3, last=True, act="tanh", weight=False),
-        case(2, 3, 5, 2, training=False, residual=True),
         case(3, 19, 4, 2, last=True, training=False, act="relu"),
-        case(5, 3, 41, 29, act="relu", residual=True, large=True),
-        case(7, 70, 9, 13, last=True, act="relu", large=True),
-        case(300, 1100, large=True),
+        case(5, 3, 41, 29, act="relu", large=True),
+        case(7, 70, 9, 13, last=True, act="relu", residual=True, large=True),
     )
+
+    @classmethod
+    def takes(cls, case, backend):
+        """By default, planes and rows once where every kernel is compiled or interpreted anew; Numba's planes are
+        OpInfo's samples."""
+        return backend == "cpp" or case in cls.cases[1 if backend == "numba" else 0 : 2]
 
 
 class TestInstanceNorm(OpSuite):
@@ -119,10 +129,43 @@ class TestInstanceNorm(OpSuite):
     reference = on(T.instance_norm, extras=False)
     oracle = on(exact_instance, extras=False)
     cases = (
-        case(3, 4, 5, 3, act="relu", residual=True),
-        case(2, 5, 3, 3, last=True),
+        case(3, 4, 5, 3, act="relu"),
+        case(2, 5, 3, 3, last=True, residual=True),
         case(3, 2, 700, large=True),
     )
+
+    @staticmethod
+    def takes(
+        case, backend
+    ):  # the kernels are batch_norm's; by default OpInfo's samples show several instances
+        return backend == "cpp"
+
+
+@pytest.mark.slow
+class TestEveryBatchNorm(TestBatchNorm):
+    cases = (
+        TestBatchNorm.cases[0],
+        *TestBatchNorm.cases[2:],
+        case(9, 5, weight=False, bias=False),
+        case(2, 3, 2, 2, 3, last=True, act="tanh", weight=False),
+        case(2, 3, 5, 2, training=False, residual=True),
+        case(2, 3, 4, act=("softshrink", 0.3), residual=True),
+        case(2, 5, 3, 2, last=True, act="sigmoid"),
+        case(300, 1100, large=True),
+    )
+
+    @staticmethod
+    def takes(case, backend):
+        return True
+
+
+@pytest.mark.slow
+class TestEveryInstanceNorm(TestInstanceNorm):
+    backends = ("triton", "numba")
+
+    @staticmethod
+    def takes(case, backend):
+        return True
 
 
 def results(function, tensors, arguments, options):
@@ -227,6 +270,20 @@ def test_same_bits_on_any_number_of_threads(backend):
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+def test_every_instruction_set(isa, dtype):
+    """Planes shorter and longer than a block; rows of four vectors, of one, of less, and wider than a block."""
+    suite = TestBatchNorm()
+    for one in (
+        case(3, 2, 37, 41, act="relu", residual=True),
+        case(40, 3, 3, 3, act="relu"),
+        case(9, 93, 2, 2, last=True, act="relu"),
+        case(9, 93, 2, 2, last=True, act="relu", residual=True),
+        case(40, 1101),
+    ):
+        suite.compare(one, "cpp", dtype, "contiguous")
 
 
 @ON

@@ -33,17 +33,17 @@ def _alike(x, *others):
     return [None if t is None else t.contiguous(memory_format=layout) for t in (x, *others)]
 
 
-def _dense(*args):
-    return [t.contiguous() if isinstance(t, torch.Tensor) else t for t in args]
+def _dense(*tensors):
+    return [None if t is None else t.contiguous() for t in tensors]
 
 
-def _prepare_fwd(x, residual, *args):
-    return *_alike(x, residual), *_dense(*args)
+def _prepare_fwd(x, residual, w, b, mean, var, *rest):
+    return *_alike(x, residual), *_dense(w, b, mean, var), *rest
 
 
-def _prepare_bwd(dy, x, saved, *args):
+def _prepare_bwd(dy, x, saved, w, b, mean, var, *rest):
     x, dy, saved = _alike(x, dy, saved)
-    return dy, x, saved, *_dense(*args)
+    return dy, x, saved, *_dense(w, b, mean, var), *rest
 
 
 def _statistic(x, instances):
@@ -257,12 +257,11 @@ def update(running, found, momentum):
 def update_both(running_mean, running_var, mean, var, momentum, count):
     """The running mean, and the running (unbiased) variance, after a batch of `count` elements a channel; of several
     instances, the mean of theirs."""
-    with torch.no_grad():
-        mean, var = mean.detach(), var.detach() * (count / (count - 1))
-        if mean.numel() != running_mean.numel():
-            mean, var = (t.view(-1, running_mean.numel()).mean(0) for t in (mean, var))
-        update(running_mean, mean, momentum)
-        update(running_var, var, momentum)
+    var = var * (count / (count - 1))
+    if mean.numel() != running_mean.numel():
+        mean, var = (t.view(-1, running_mean.numel()).mean(0) for t in (mean, var))
+    update(running_mean, mean, momentum)
+    update(running_var, var, momentum)
 
 
 def batch_norm(
@@ -336,7 +335,16 @@ def _normalise(
     act = parse(name, act)
     if leaves_to_torch(x, FEW) and (residual is None or getattr(residual, "shape", None) == x.shape):
         try:
-            y = torchs(*arguments)
+            if (
+                name == "batch_norm" and x.numel() > x.size(1) and eps > 0
+            ):  # what torch's own Python would check
+                y = torch.batch_norm(
+                    x, weight, bias, running_mean, running_var, training, momentum, eps, False
+                )
+            else:
+                y = torchs(*arguments)
+            if act is IDENTITY and residual is None:
+                return y
             return act.formula(y if residual is None else y + residual)
         except (RuntimeError, TypeError, ValueError, IndexError):
             explain(name, *arguments, residual)
