@@ -1,5 +1,7 @@
 """torch's own samples and bad inputs (OpInfo) of every mirrored name: all of them."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -125,15 +127,17 @@ def test_samples(name, info, backend, dtype):
     device = device_of(backend)
     if name == "avg_pool3d" and device == "cpu" and dtype.itemsize == 2:
         pytest.skip("torch's own avg_pool3d takes no 16-bit numbers on a CPU")
-    samples = list(info.sample_inputs(device, dtype, requires_grad=True))
+    samples = info.sample_inputs(device, dtype, requires_grad=True)
     if name in MANY_SAMPLES:
-        samples = spaced(samples, 6 if backend == "triton" and not GPU else 12)
+        samples = a_few(samples, 1 if backend == "auto" and dtype != torch.float32 else 4)
+        if backend == "triton" and not GPU:
+            samples = sorted(samples, key=lambda s: s.input.numel())[:2]
     compare(name, info, backend, samples)
 
 
-def spaced(samples, count):
-    """About `count` of them, from all over the list."""
-    return samples[:: max(1, len(samples) // count)]
+def a_few(samples, count):
+    """Every seventh, so that arguments differ."""
+    return list(itertools.islice(samples, 0, 7 * count, 7))
 
 
 def compare(name, info, backend, samples):
@@ -186,9 +190,8 @@ def test_every_sample(name, info, backend):
 def test_other_dtypes_as_torch(name, info):
     """What no kernel serves (integers, complex) gives torch's result or torch's error."""
     for dtype in (torch.int64, torch.uint8, torch.bool, torch.complex64):
-        samples = list(info.sample_inputs("cpu", dtype)) if dtype in info.supported_dtypes("cpu") else []
-        samples = spaced(samples, 6) if name in MANY_SAMPLES else samples
-        for sample in samples:
+        samples = info.sample_inputs("cpu", dtype) if dtype in info.supported_dtypes("cpu") else []
+        for sample in a_few(samples, 2) if name in MANY_SAMPLES else samples:
             ours, theirs = (f(sample.input, *sample.args, **sample.kwargs) for f in (ours_of(name), info.op))
             torch.testing.assert_close(ours, theirs, equal_nan=True)
 
