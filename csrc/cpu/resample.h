@@ -22,7 +22,7 @@ struct Resample {
   const float* spread;   // (most[2], n): weights of the outputs' taps
   const int32_t* first;  // (n), n = outputs in whole vectors
   const int32_t* count;
-  bool streamed;  // y past the caches
+  bool streamed;  // y past the caches, by lanes: see pool.h
 };
 
 struct ResampleKernels {

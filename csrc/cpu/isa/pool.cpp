@@ -405,18 +405,15 @@ void rows_bwd_of(const Pool& a, int64_t first, int64_t last, T* scratch) {
       }
     }
     S* dx = static_cast<S*>(a.dx) + row * a.in[2];
-    const bool streaming = width == a.in[2] && streams(a.streamed, dx, width * sizeof(S));
     const T* const sums = phases - p.lowest;
     if constexpr (sizeof(S) == sizeof(T)) {
-      interleave(sums, p.length, stride, streaming ? whole_row : dx, width);
-      if (streaming) stream(dx, whole_row, width * sizeof(S));
+      interleave(sums, p.length, stride, dx, width);
     } else {
       interleave(sums, p.length, stride, whole_row, width);
       store(whole_row, dx, width);
     }
     std::memset(dx + width, 0, (a.in[2] - width) * sizeof(S));
   }
-  if (a.streamed) drain();
 }
 
 // ---- by the kind of index

@@ -168,10 +168,7 @@ void row_ones(const Resample& a, T* x, T outer, T* result, S* y) {
 #pragma omp simd
     for (int64_t j = 0; j < a.out[2]; ++j) result[j] /= outer * inner[j];
   }
-  if (sizeof(S) == sizeof(T) && streams(a.streamed, y, a.out[2] * sizeof(S)))
-    stream(y, result, a.out[2] * sizeof(S));
-  else
-    store(result, y, a.out[2]);
+  store(result, y, a.out[2]);
 }
 
 template <class S, class T>
