@@ -19,6 +19,7 @@ class SizedImageModel(ImageModel):
     """A model whose dense layers fix the size of its images, options image_size and num_channels."""
 
     sized = False
+    heads = ("head.",)
 
     def check(self, x: Tensor) -> None:
         check_size(self.name, x, self.options["num_channels"], *pair(self.options["image_size"]))
@@ -86,8 +87,6 @@ class CNN(SizedImageModel):
         self.head = nn.Linear(hidden, num_classes)
         self.softmax = nn.Softmax(1) if softmax else nn.Identity()
 
-    heads, stem = ("head.",), "conv1.weight"
-
     def forward(self, x: Tensor) -> Tensor:
         self.check(x)
         x = self.pool(self.conv1(x))
@@ -106,7 +105,6 @@ class LeNet(SizedImageModel):
     """
 
     name = "lenet"
-    heads, stem = ("head.",), "conv1.weight"
 
     def __init__(
         self,
@@ -236,17 +234,17 @@ def triple(inputs: int, outputs: int, norm: bool, nn: Any) -> list[torch.nn.Modu
     return [conv(nn, inputs, outputs, 3, padding=1, act="relu"), nn.Identity()]
 
 
-def groups(*convolutions: int) -> tuple[int | str, ...]:
+def stages(*convolutions: int) -> tuple[int | str, ...]:
     """Widths 64, 128, 256, 512 and 512, so many convolutions of each."""
     widths = (64, 128, 256, 512, 512)
     return tuple(one for width, n in zip(widths, convolutions, strict=True) for one in (*(width,) * n, "M"))
 
 
 DEPTHS = {
-    "vgg11": groups(1, 1, 2, 2, 2),
-    "vgg13": groups(2, 2, 2, 2, 2),
-    "vgg16": groups(2, 2, 3, 3, 3),
-    "vgg19": groups(2, 2, 4, 4, 4),
+    "vgg11": stages(1, 1, 2, 2, 2),
+    "vgg13": stages(2, 2, 2, 2, 2),
+    "vgg16": stages(2, 2, 3, 3, 3),
+    "vgg19": stages(2, 2, 4, 4, 4),
 }
 TABLE = {name: {"cfg": cfg} for name, cfg in DEPTHS.items()}
 TABLE |= {f"{name}_bn": {"cfg": cfg, "batch_norm": True} for name, cfg in DEPTHS.items()}

@@ -27,14 +27,14 @@ class DenseLayer(kz_nn.Module):
         self.dropout = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
         self.memory_efficient = memory_efficient
 
-    def forward(self, *features: Tensor) -> Tensor:
+    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
         if self.memory_efficient and torch.is_grad_enabled():
-            narrow = checkpoint(self._narrow, *features, use_reentrant=False)
+            narrow = checkpoint(self._narrow, features, use_reentrant=False)
         else:
-            narrow = self._narrow(*features)
+            narrow = self._narrow(features)
         return self.dropout(self.conv2(self.norm2(narrow)))
 
-    def _narrow(self, *features: Tensor) -> Tensor:
+    def _narrow(self, features: tuple[Tensor, ...]) -> Tensor:
         return self.conv1(self.norm1(torch.cat(features, 1)))
 
 
@@ -42,9 +42,9 @@ class DenseBlock(kz_nn.ModuleDict):
     """Layers each of which reads what all before it gave."""
 
     def forward(self, x: Tensor) -> Tensor:
-        features = [x]
+        features = (x,)
         for layer in self.values():
-            features.append(layer(*features))
+            features = (*features, layer(features))
         return torch.cat(features, 1)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import nn as kz_nn
 from .base import ArgumentError
 from .registry import register
-from .vision import ImageModel, Pair, batch_norm, initialise
+from .vision import ImageModel, Pair, batch_norm, check_images, initialise
 
 
 class GoogLeNetOutputs(NamedTuple):
@@ -66,14 +66,16 @@ class AuxiliaryModel(ImageModel):
         self.check(x)
         if not self.options["transform_input"]:
             return x
-        mean, std = (x.new_tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-        return x * (std / 0.5) + (mean - 0.5) / 0.5
+        channels = zip(x.unbind(1), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)
+        return torch.stack([c * (std / 0.5) + (mean - 0.5) / 0.5 for c, mean, std in channels], 1)
 
     def _initialise(self, std: float, **others: float) -> None:
-        """Truncated normal weights; others: deviations of the weights of layers called otherwise."""
-        normal = functools.partial(torch.nn.init.trunc_normal_, a=-2, b=2)
+        """Truncated normal weights; others: deviations of the weights of layers by their names."""
         special = {id(self.get_submodule(name).weight): value for name, value in others.items()}
-        draw = lambda weight: normal(weight, std=special.get(id(weight), std))  # noqa: E731
+
+        def draw(weight: Tensor) -> None:
+            torch.nn.init.trunc_normal_(weight, std=special.get(id(weight), std), a=-2, b=2)
+
         initialise(self, draw, draw, biases=False)
 
 
@@ -321,7 +323,7 @@ class InceptionV3(AuxiliaryModel):
     """Blocks of factorised convolutions; in training InceptionOutputs, with the logits of a classifier on the way.
 
     transform_input: images arrive normalised as for torchvision's other models; its own ImageNet weights of this
-    one are used so, and no file says it. Images of 75x75 upwards; the weights were trained on 299x299.
+    one are used so, and no file says it. Images of 75x75 upwards, of 299x299 in training with aux_logits.
     Source: C. Szegedy et al., Rethinking the Inception Architecture for Computer Vision, arXiv:1512.00567.
     """
 
@@ -362,6 +364,11 @@ class InceptionV3(AuxiliaryModel):
         self.fc = nn.Linear(channels, num_classes)
         if init_weights:
             self._initialise(0.1, **({"AuxLogits.fc": 0.001} if aux_logits else {}))
+
+    def check(self, x: Tensor) -> None:
+        super().check(x)
+        if self.training and self.AuxLogits is not None:
+            check_images(self.name, x, x.shape[1], 299, " in training with aux_logits=True")
 
     def forward(self, x: Tensor) -> Tensor | InceptionOutputs:
         """Logits (B, num_classes); InceptionOutputs in training with aux_logits."""

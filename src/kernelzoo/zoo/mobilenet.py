@@ -13,6 +13,7 @@ from .. import nn as kz_nn
 from .base import ArgumentError
 from .registry import register
 from .vision import (
+    Chain,
     ConvNorm,
     ImageModel,
     InvertedResidual,
@@ -20,7 +21,6 @@ from .vision import (
     divisible,
     he_fan_out,
     initialise,
-    through,
     variants,
 )
 
@@ -45,7 +45,7 @@ class InvertedResidualV2(kz_nn.Module):
         self.residual = stride == 1 and inputs == outputs
         width = inputs * expand_ratio
         layers = [ConvNorm(inputs, width, 1, act="relu6", nn=nn)] if expand_ratio != 1 else []
-        self.conv = nn.Sequential(
+        self.conv = Chain(
             *layers,
             ConvNorm(width, width, 3, stride, groups=width, act="relu6", nn=nn),
             nn.Conv2d(width, outputs, 1, bias=False),
@@ -53,7 +53,7 @@ class InvertedResidualV2(kz_nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return through(self.conv, x, x if self.residual else None)
+        return self.conv(x, x if self.residual else None)
 
 
 # expansion, channels, blocks, stride of the first; table 2 of the paper

@@ -9,17 +9,7 @@ from torch import Tensor
 
 from .. import nn as kz_nn
 from .base import ArgumentError, check_one_of
-from .vision import ImageModel, SqueezeExcite, batch_norm, he_fan_out, initialise, through, variants
-
-
-class Shortcut(kz_nn.Sequential):
-    """A 1x1 convolution and a norm: x in the shape of the branch that it is added to."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int, nn: Any) -> None:
-        super().__init__(nn.Conv2d(inputs, outputs, 1, stride, bias=False), batch_norm(nn, outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return through(self, x)
+from .vision import ConvNorm, ImageModel, SqueezeExcite, batch_norm, he_fan_out, initialise, variants
 
 
 class Basic(kz_nn.Module):
@@ -97,8 +87,11 @@ class Bottleneck(kz_nn.Module):
         return self._relu(self.se(self.bn3(x)) + shortcut)
 
 
-def make_shortcut(inputs: int, outputs: int, stride: int, nn: Any) -> Shortcut | None:
-    return Shortcut(inputs, outputs, stride, nn) if stride > 1 or inputs != outputs else None
+def make_shortcut(inputs: int, outputs: int, stride: int, nn: Any) -> ConvNorm | None:
+    """x in the shape of the branch that it is added to; None where it is."""
+    if stride == 1 and inputs == outputs:
+        return None
+    return ConvNorm(inputs, outputs, 1, stride, act=None, nn=nn)
 
 
 BLOCKS = {"basic": Basic, "bottleneck": Bottleneck}

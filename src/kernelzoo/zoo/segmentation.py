@@ -49,7 +49,7 @@ class PooledConv(kz_nn.Sequential):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).expand(-1, -1, *x.shape[-2:])
+        return super().forward(x).expand(-1, -1, x.shape[2], x.shape[3])
 
 
 class ASPP(kz_nn.Module):

@@ -45,8 +45,8 @@ class ImageModel(Pretrained):
         return found | ({"num_channels": stem[1]} if len(stem) == 4 else {})
 
 
-def check_images(model: str, x: Tensor, channels: int, smallest: int) -> None:
-    """x (B, channels, H, W), floating, H and W at least `smallest`."""
+def check_images(model: str, x: Tensor, channels: int, smallest: int, when: str = "") -> None:
+    """x (B, channels, H, W), floating, H and W at least `smallest`; when: what makes them so large."""
     if x.dim() != 4 or x.shape[1] != channels:
         raise ArgumentError(
             f"{model}: images have shape {tuple(x.shape)}; expected (batch, {channels}, height, width), "
@@ -54,7 +54,8 @@ def check_images(model: str, x: Tensor, channels: int, smallest: int) -> None:
         )
     if x.shape[2] < smallest or x.shape[3] < smallest:
         raise ArgumentError(
-            f"{model}: images are {x.shape[2]}x{x.shape[3]}; expected at least {smallest}x{smallest}, resize them"
+            f"{model}: images are {x.shape[2]}x{x.shape[3]}; expected at least {smallest}x{smallest}{when}, "
+            f"resize them"
         )
     if not x.is_floating_point():
         raise ArgumentTypeError(
@@ -99,7 +100,17 @@ def batch_norm(nn: Any, channels: int, act: str | None = None, **how: Any) -> to
     return with_act(nn, "BatchNorm2d")(channels, act=act, **how)
 
 
-class ConvNorm(kz_nn.Sequential):
+class Chain(kz_nn.Sequential):
+    """Layers one after the other, the last of which adds a residual."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        *first, last = self
+        for layer in first:
+            x = layer(x)
+        return last(x, residual=residual)
+
+
+class ConvNorm(Chain):
     """y = act(norm(conv(x)) + residual), of the size of x at stride 1. 0 is the convolution, 1 the norm."""
 
     def __init__(
@@ -120,17 +131,6 @@ class ConvNorm(kz_nn.Sequential):
             nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False),
             batch_norm(nn, outputs, act, **norm),
         )
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return through(self, x, residual)
-
-
-def through(layers: torch.nn.Sequential, x: Tensor, residual: Tensor | None = None) -> Tensor:
-    """x through the layers, the last of which adds the residual."""
-    *first, last = layers
-    for layer in first:
-        x = layer(x)
-    return last(x, residual=residual)
 
 
 class SqueezeExcite(kz_nn.Module):
@@ -215,13 +215,13 @@ class InvertedResidual(kz_nn.Module):
         if squeezed is not None:
             layers.append(SqueezeExcite(expanded, squeezed, squeeze_act, gate, nn=nn))
         layers.append(ConvNorm(expanded, outputs, 1, act=None, nn=nn, **norm))
-        self.block = nn.Sequential(*layers)
+        self.block = Chain(*layers)
         self.stochastic_depth = StochasticDepth(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.residual and self.stochastic_depth.active:
             return self.stochastic_depth(self.block(x)) + x
-        return through(self.block, x, x if self.residual else None)
+        return self.block(x, x if self.residual else None)
 
 
 def divisible(channels: float, by: int = 8) -> int:
