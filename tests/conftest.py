@@ -8,6 +8,8 @@ import torch
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
+import kernelzoo.train  # noqa: F401 (makes torchvision importable before a test asks for lightning)
+
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
 

@@ -1,8 +1,6 @@
 """The zoo's models of images beside torchvision's and timm's: how these are imported, built and compared."""
 
 import functools
-import importlib.util
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,25 +11,12 @@ from kernelzoo.verify import assert_as_good
 
 CLASSES = 7
 MOST = 100_000  # numbers of one gradient that are compared
-OPERATORS: list[torch.library.Library] = []  # they are there as long as this is
 
 
 @functools.cache
 def torchvision():
-    """torchvision. Its registry wheel beside a CPU torch finds no operators, and importing it asks for two."""
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None:
-        pytest.skip("torchvision is not installed")
-    try:
-        torch.ops.load_library(next(Path(spec.origin).parent.glob("_C*.so")))
-    except (OSError, StopIteration):
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        OPERATORS.append(library)
-    import torchvision
-
-    return torchvision
+    """torchvision, as tests/conftest.py made it importable."""
+    return pytest.importorskip("torchvision", reason="torchvision is not installed")
 
 
 def timm():
