@@ -18,7 +18,7 @@ from kernelzoo import train
 from kernelzoo.data import InputError
 from kernelzoo.train.config import flag
 from kernelzoo.train.distributed import World
-from kernelzoo.train.language import _check_split
+from kernelzoo.train.steps import check_split
 
 from . import corpus
 
@@ -113,8 +113,8 @@ def test_sharded_run_goes_on_from_one_process_and_one_process_from_it(tmp_path):
 
 def test_batch_that_does_not_split_is_refused():
     config = train.LanguageConfig("gpt2", "stdlib", batch_size=8, accumulate=2)
-    _check_split(config, World(size=4))
+    check_split(config, World(size=4))
     with pytest.raises(
         InputError, match=r"--batch-size 8 .* does not split into 3 process\(es\) x --accumulate 2"
     ):
-        _check_split(config, World(size=3))
+        check_split(config, World(size=3))

@@ -128,9 +128,9 @@ def test_judge_tells_real_images_from_noise_and_from_one_image():
 
 
 def test_gan_learns_to_make_what_no_noise_is(tmp_path):
-    result = run(tmp_path, "dcgan", steps=60, lr=2e-3, batch_size=32, eval_every=20, options={"width": 8})
+    result = run(tmp_path, "dcgan", steps=100, lr=2e-3, batch_size=32, eval_every=20, options={"width": 8})
     first, *_, last = result["results"]["kernelzoo"]["history"]
-    assert last["frechet"] < 0.8 * first["frechet"]
+    assert last["frechet"] < 0.7 * first["frechet"]
     assert result["baselines"]["real, held out"]["frechet"] < last["frechet"]
     made = zoo.load("dcgan", tmp_path / "model.safetensors")(torch.randn(2, 6))
     assert made.shape == (2, 1, 8, 8)

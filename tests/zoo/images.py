@@ -1,7 +1,6 @@
 """The zoo's models of images beside torchvision's and timm's: how these are imported, built and compared."""
 
 import functools
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,32 +9,21 @@ import pytest
 import torch
 
 from kernelzoo import zoo
+from kernelzoo.train.wheels import mend_torchvision
 from kernelzoo.verify import assert_as_good
 
 CLASSES = 7
-PEERS = Path(sys.prefix) / "peers"  # where the Makefile puts them
+PEERS = Path(sys.prefix) / "peers"
 MOST = 100_000  # numbers of one gradient that are compared
-OPERATORS: list[torch.library.Library] = []  # they are there as long as this is
 
 
 @functools.cache
 def torchvision():
-    """torchvision. Its registry wheel beside a CPU torch finds no operators, and importing it asks for two."""
+    """torchvision, where it is installed or where the Makefile puts it."""
     if PEERS.is_dir() and str(PEERS) not in sys.path:
         sys.path.append(str(PEERS))
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None:
-        pytest.skip("torchvision is not installed")
-    try:
-        torch.ops.load_library(next(Path(spec.origin).parent.glob("_C*.so")))
-    except (OSError, StopIteration):
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        OPERATORS.append(library)
-    import torchvision
-
-    return torchvision
+    mend_torchvision()
+    return pytest.importorskip("torchvision", reason="torchvision is not installed")
 
 
 def timm():

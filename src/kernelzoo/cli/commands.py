@@ -114,13 +114,17 @@ def train(
     ] = None,
     weight_decay: Annotated[
         float | None,
-        typer.Option(help="On matrices: L2 (3e-3; decoupled in adamw), of text 0.1.", rich_help_panel=_OPT),
+        typer.Option(
+            help="On matrices: L2 (3e-3, of images 1e-4; decoupled in adamw), of text and sound 0.1.",
+            rich_help_panel=_OPT,
+        ),
     ] = None,
     dropout: Annotated[
         float | None, typer.Option(help="Short for --set dropout=...", rich_help_panel=_OPT)
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="30, of a series 100, of photographs 60.", rich_help_panel=_TAB)
+        int | None,
+        typer.Option(help="30, of a series 100, of images and photographs 60.", rich_help_panel=_TAB),
     ] = None,
     optimizer: Annotated[
         str | None, typer.Option(help="sgd, momentum, rmsprop, adam, adamw.", rich_help_panel=_TAB)
@@ -139,7 +143,7 @@ def train(
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Unless given: 1000, to classify text 300, of dcgan 3000, of dqn 400 episodes.",
+            help="Unless given: 1000, to classify text 300, of dcgan 2000, of dqn 400 episodes.",
             rich_help_panel=_TEXT,
         ),
     ] = None,

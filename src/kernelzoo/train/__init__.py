@@ -11,6 +11,7 @@ from typing import Any
 from .config import Config, ImageConfig, PictureConfig, SeriesConfig
 from .configure import configure
 from .step_config import GanConfig, LanguageConfig, PlayConfig, SoundConfig, StepConfig
+from .wheels import mend_torchvision
 
 __all__ = [
     "Config",
@@ -25,6 +26,8 @@ __all__ = [
     "configure",
     "run",
 ]
+
+mend_torchvision()  # before anything imports Lightning or torchmetrics
 
 
 def run(config: Config | StepConfig, console: Any = None) -> dict[str, Any]:

@@ -21,6 +21,9 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, Any], float, float]] = {
     "adamw": ("AdamW", {}, 1e-3, 1e-2),
 }
 LINEAR = ("linear_regression",)
+# of adam and adamw, by model, where 1e-3 does not suit it: after 30 epochs of digits, the learning rate falling, cnn is
+# right on 97.8 % at 1e-3 and an L2 of 3e-3 (seeds 0 and 1); at 3e-3 and 1e-4 on 98.9 %, after 60 epochs on 99.2 %
+RATES = {"cnn": 3e-3, "lenet": 3e-3, "unet": 3e-3}
 
 LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "accumulate": (lambda v: v >= 1, "at least 1"),
@@ -144,8 +147,14 @@ class VisionConfig(Config):
     """
 
     augment: str | None = None
+    weight_decay: float = 1e-4
     stop_at: int | None = None
     decays: ClassVar = True
+
+    def __post_init__(self) -> None:
+        if self.lr is None and self.optimizer in ("adam", "adamw"):
+            self.lr = RATES.get(self.model)
+        super().__post_init__()
 
     def identity(self) -> dict[str, Any]:
         return {**super().identity(), "epochs": self.epochs}
@@ -162,6 +171,7 @@ class ImageConfig(VisionConfig):
     image_size: int | None = None
     skip_corrupt: bool = False
     workers: int | None = None
+    usual: ClassVar = (60, 64)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -266,7 +266,7 @@ def fit(
     save: Callable[[dict], None] | None = None,
     callbacks: tuple[Callback, ...] = (),
 ) -> Fit:
-    """Train to `config.epochs` or `stop_at` epochs, from `state` (a checkpoint) if given; `save` gets each epoch's end."""
+    """Train to `config.epochs` or `stop_at`, from `state` (a checkpoint) if given; `save` gets each epoch's end."""
     if state:
         model.load_state_dict(state["model"])
     module = SupervisedModule(model, config, subject, data, engine, state)

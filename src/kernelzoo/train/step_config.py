@@ -82,7 +82,7 @@ class GanConfig(StepConfig):
     image_size: int | None = None
     skip_corrupt: bool = False
     val_fraction: float = 0.2
-    usual: ClassVar = (3000, 64, 2e-4)
+    usual: ClassVar = (2000, 64, 5e-4)
 
     def __post_init__(self) -> None:
         super().__post_init__()
