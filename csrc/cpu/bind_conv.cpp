@@ -29,7 +29,8 @@ kernelzoo::Depthwise depthwise(int64_t N, int64_t C, const Three& in, const Thre
 
 void bind_conv(py::module_& m) {
   py::class_<kernelzoo::Depthwise>(m, "Depthwise").def(py::init(&depthwise));
-  m.def("depthwise_partial", &kernelzoo::depthwise_partial);
+  m.def("depthwise_partial",
+        [](const kernelzoo::Depthwise& a, int dtype) { return kernelzoo::depthwise_partial(dtype, a); });
   const py::call_guard<py::gil_scoped_release> no_gil;
   m.def(
       "depthwise_fwd",

@@ -16,12 +16,16 @@ int64_t acc_bytes(int dtype) { return dtype == F64 ? 8 : 4; }
 // Outputs of a unit: with x's tile they lie in L1 where a channel's elements are neighbours, and in L2 with x's and the
 // weights' rows where the channels are.
 constexpr int64_t UNIT_FIRST = 3584, UNIT_LAST = 16384;
+// Bytes of x and y from which what comes next is fetched ahead.
+constexpr int64_t AHEAD = 8 << 20;
 // The most sums of weight gradients of their own, which are then added up in their order.
 constexpr int64_t SUMS = 64;
 
 // How a convolution is cut into units, and where in a unit's tile the taps are.
-int64_t cut(Depthwise& a, std::vector<int64_t>& offsets) {
+int64_t cut(int dtype, Depthwise& a, std::vector<int64_t>& offsets) {
   if (!a.first) {
+    const int64_t elements = a.N * a.C * (a.in[0] * a.in[1] * a.in[2] + a.out[0] * a.out[1] * a.out[2]);
+    a.ahead = elements * ITEM[dtype] >= AHEAD;
     a.rows = 1;
     a.columns = std::min(a.out[2], std::max<int64_t>(4, UNIT_LAST / a.C));
     return a.N * a.out[0] * a.out[1] * ceil_div(a.out[2], a.columns);
@@ -38,34 +42,43 @@ int64_t cut(Depthwise& a, std::vector<int64_t>& offsets) {
         offsets.push_back((phase * a.tile_rows + h / a.stride[1]) * a.pitch + w / a.stride[2]);
       }
   a.offsets = offsets.data();
+  a.whole = a.rows == a.out[1] && a.columns == a.out[2] && a.in[0] == 1 && a.out[0] == 1 && a.kernel[0] == 1;
   return a.N * a.C * a.out[0] * ceil_div(a.out[1], a.rows) * ceil_div(a.out[2], a.columns);
 }
 
 // Elements of T that a kernel's scratch takes.
-int64_t scratch(const Depthwise& a) {
+int64_t scratch(int dtype, const Depthwise& a) {
   const int64_t taps = a.taps(), columns = (a.columns - 1) * a.stride[2] + a.span(2);
   if (a.first) {
     const int64_t tile = a.kernel[0] * a.stride[1] * a.stride[2] * a.tile_rows * a.pitch;
     return tile + a.rows * (std::max(a.pitch, a.columns) + 16) + a.in[2] + 2 * CONV_SLACK;
   }
   const int64_t lines = a.kernel[0] * a.kernel[1];
-  const int64_t rows = (a.columns + lines * std::min(columns, a.in[2])) * a.C + 16 * (lines + 1);
-  return 6 * taps + 2 * lines + rows + 4 * CONV_SLACK;
+  // 16 bits are widened: x's lines, and y or dz
+  const int64_t converted = (a.columns + lines * std::min(columns, a.in[2])) * a.C + 16 * (lines + 1);
+  const int64_t rows = dtype < BF16 ? 0 : converted;
+  return 6 * taps + 4 * lines + rows + 4 * CONV_SLACK;
 }
 
-// The weights as the kernels read them, from (C, taps) of S.
-Bytes packed(int dtype, const Depthwise& a, const void* w, bool backward) {
-  const int64_t taps = a.taps(), n = a.C * taps, item = acc_bytes(dtype);
-  Bytes wide(new char[n * item]);
-  base(dtype).load(w, wide.get(), n);
-  if (a.first && !backward) return wide;
-  Bytes out(new char[n * item]);
+// w (C, taps) as the kernels read it, the taps from the last to the first where `backward`.
+template <class T>
+void arrange(const Depthwise& a, const T* w, bool backward, T* to) {
+  const int64_t taps = a.taps();
   for (int64_t c = 0; c < a.C; ++c)
-    for (int64_t t = 0; t < taps; ++t) {
-      const int64_t from = c * taps + (backward ? taps - 1 - t : t);
-      std::copy_n(wide.get() + from * item, item, out.get() + (a.first ? c * taps + t : t * a.C + c) * item);
-    }
-  return out;
+    for (int64_t t = 0; t < taps; ++t)
+      to[a.first ? c * taps + t : t * a.C + c] = w[c * taps + (backward ? taps - 1 - t : t)];
+}
+
+Bytes arranged(int dtype, const Depthwise& a, bool backward) {
+  const int64_t n = a.C * a.taps();
+  Bytes w(new char[n * acc_bytes(dtype)]), to(new char[n * acc_bytes(dtype)]);
+  base(dtype).load(a.w, w.get(), n);
+  if (dtype == F64) {
+    arrange(a, reinterpret_cast<double*>(w.get()), backward, reinterpret_cast<double*>(to.get()));
+  } else {
+    arrange(a, reinterpret_cast<float*>(w.get()), backward, reinterpret_cast<float*>(to.get()));
+  }
+  return to;
 }
 
 // A contiguous part of a result, n elements from `first` on.
@@ -86,14 +99,11 @@ void finish(int dtype, const Behind& b, void* z, void* y, int64_t first, int64_t
 }  // namespace
 
 void depthwise_fwd(int dtype, Depthwise a, bool backward, Behind behind, void* z, void* y, int threads) {
-  const Bytes w = packed(dtype, a, a.w, backward);
+  const Bytes w = arranged(dtype, a, backward);
   a.w = w.get();
-  Bytes b;
-  if (a.b) {
-    b.reset(new char[a.C * acc_bytes(dtype)]);
-    base(dtype).load(a.b, b.get(), a.C);
-    a.b = b.get();
-  }
+  const Bytes b(new char[a.C * acc_bytes(dtype)]());
+  if (a.b) base(dtype).load(a.b, b.get(), a.C);
+  a.b = b.get();
   for (int i = 0; i < 3; ++i) {
     a.up[i] = 1;
     if (!backward) continue;
@@ -101,12 +111,12 @@ void depthwise_fwd(int dtype, Depthwise a, bool backward, Behind behind, void* z
     a.padding[i] = a.span(i) - 1 - a.padding[i];
   }
   std::vector<int64_t> offsets;
-  const int64_t units = cut(a, offsets), size = scratch(a) * acc_bytes(dtype);
+  const int64_t units = cut(dtype, a, offsets), size = scratch(dtype, a) * acc_bytes(dtype);
   const bool more = behind.residual || behind.act != ACT_none;
   const int64_t work = a.N * a.C * a.out[0] * a.out[1] * a.out[2] * a.taps();
 #pragma omp parallel num_threads(threads) if (work > SERIAL)
   {
-    const Bytes own(new char[size]);
+    const Bytes own(new char[size]());
 #pragma omp for schedule(static)
     for (int64_t unit = 0; unit < units; ++unit) {
       conv(dtype).fwd(a, unit, z, own.get());
@@ -120,27 +130,30 @@ void depthwise_fwd(int dtype, Depthwise a, bool backward, Behind behind, void* z
 namespace {
 
 // Groups of samples, or of units where the channels are neighbours, that have sums of their own.
-int64_t groups_of(const Depthwise& a, int64_t units) { return std::min(SUMS, a.first ? a.N : units); }
+int64_t groups_of(const Depthwise& a, int64_t units) {
+  const int64_t outputs = a.N * a.out[0] * a.out[1] * a.out[2];
+  return std::min(SUMS, a.first ? a.N : std::min(units, std::max<int64_t>(1, outputs / 64)));
+}
 
 }  // namespace
 
-int64_t depthwise_partial(const Depthwise& given) {
+int64_t depthwise_partial(int dtype, const Depthwise& given) {
   Depthwise a = given;
   std::vector<int64_t> offsets;
-  return groups_of(a, cut(a, offsets)) * (a.taps() + 1) * a.C;
+  return groups_of(a, cut(dtype, a, offsets)) * (a.taps() + 1) * a.C;
 }
 
 void depthwise_bwd_weight(int dtype, Depthwise a, const void* dz, void* dw, void* db, void* partial, int threads) {
   std::fill_n(a.up, 3, 1);
   std::vector<int64_t> offsets;
-  const int64_t units = cut(a, offsets), groups = groups_of(a, units), taps = a.taps();
-  const int64_t item = acc_bytes(dtype), size = scratch(a) * item, all = (taps + 1) * a.C;
+  const int64_t units = cut(dtype, a, offsets), groups = groups_of(a, units), taps = a.taps();
+  const int64_t item = acc_bytes(dtype), size = scratch(dtype, a) * item, all = (taps + 1) * a.C;
   const auto sums = [&](int64_t i) { return static_cast<char*>(partial) + i * item; };
   std::fill_n(sums(0), groups * all * item, 0);
   const int64_t work = a.N * a.C * a.out[0] * a.out[1] * a.out[2] * taps;
 #pragma omp parallel num_threads(threads) if (work > SERIAL)
   {
-    const Bytes own(new char[size]);
+    const Bytes own(new char[size]());
     if (a.first) {
       const int64_t each = units / (a.N * a.C);
 #pragma omp for schedule(static)
@@ -157,18 +170,25 @@ void depthwise_bwd_weight(int dtype, Depthwise a, const void* dz, void* dw, void
           conv(dtype).bwd_weight(a, u, dz, sums(group * all), own.get());
     }
 #pragma omp for schedule(static)
-    for (int64_t c = 0; c < a.C; ++c)
-      for (int64_t t = 0; t <= taps; ++t) {
-        void* const out = t < taps ? at(dw, dtype, c * taps + t) : at(db, dtype, c);
-        if (!out) continue;
-        double total = 0;
-        for (int64_t g = 0; g < groups; ++g) {
-          const void* p = sums(g * all + (a.first ? c * (taps + 1) + t : t * a.C + c));
-          total += dtype == F64 ? *static_cast<const double*>(p) : *static_cast<const float*>(p);
+    for (int64_t i = 0; i < all; i += BLOCK) {
+      const int64_t n = std::min(BLOCK, all - i);
+      double total[BLOCK] = {};
+      for (int64_t g = 0; g < groups; ++g) {
+        const void* p = sums(g * all + i);
+        if (dtype == F64) {
+          for (int64_t l = 0; l < n; ++l) total[l] += static_cast<const double*>(p)[l];
+        } else {
+          for (int64_t l = 0; l < n; ++l) total[l] += static_cast<const float*>(p)[l];
         }
-        const float rounded = static_cast<float>(total);
-        base(dtype).store(dtype == F64 ? static_cast<const void*>(&total) : &rounded, out, 1);
       }
+      for (int64_t l = 0; l < n; ++l) {
+        const int64_t c = a.first ? (i + l) / (taps + 1) : (i + l) % a.C;
+        const int64_t t = a.first ? (i + l) % (taps + 1) : (i + l) / a.C;
+        void* const out = t < taps ? at(dw, dtype, c * taps + t) : at(db, dtype, c);
+        const float rounded = static_cast<float>(total[l]);
+        if (out) base(dtype).store(dtype == F64 ? static_cast<const void*>(total + l) : &rounded, out, 1);
+      }
+    }
   }
 }
 

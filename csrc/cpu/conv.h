@@ -18,7 +18,7 @@ struct Depthwise {
   bool first;
   const void* x;  // S
   const void* w;  // T: (C, taps) where first, else (taps, C)
-  const void* b;  // T (C), or null
+  const void* b;  // T (C)
 
   int64_t rows, columns;  // of a unit
   // A unit's x where `first`: for each plane of taps and each phase of rows and columns (the remainder of their number
@@ -26,6 +26,8 @@ struct Depthwise {
   // own number, pitch row + column, whatever the stride.
   int64_t tile_rows, pitch;
   const int64_t* offsets;
+  bool whole;  // a unit is a channel's plane, of one
+  bool ahead;  // x and y are too large for a near cache
 
   int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
   int64_t span(int i) const { return dilation[i] * (kernel[i] - 1) + 1; }
@@ -54,11 +56,11 @@ struct DepthwisePart {
   }
 };
 
-// Vectors of T in the longest step of a kernel: what its scratch has beyond the last element.
+// Elements of the longest step of a kernel: what its tile has beyond the last.
 constexpr int64_t CONV_SLACK = 64;
 
 struct ConvKernels {
-  // z: S, y as it lies in memory. scratch: elements of T.
+  // z: S, y as it lies in memory. scratch: elements of T, zeros before a thread's first unit.
   void (*fwd)(const Depthwise& a, int64_t unit, void* z, void* scratch);
   // sums += the unit's share of dw, and last of db: T, (taps + 1) where `first`, else (taps + 1, C). dz: S, as y lies.
   void (*bwd_weight)(const Depthwise& a, int64_t unit, const void* dz, void* sums, void* scratch);
@@ -79,7 +81,7 @@ struct Behind {
 void depthwise_fwd(int dtype, Depthwise a, bool backward, Behind behind, void* z, void* y, int threads);
 // dw (C, taps), db (C) or null. partial: what depthwise_partial counts, in T.
 void depthwise_bwd_weight(int dtype, Depthwise a, const void* dz, void* dw, void* db, void* partial, int threads);
-int64_t depthwise_partial(const Depthwise& a);
+int64_t depthwise_partial(int dtype, const Depthwise& a);
 
 void add_act(int dtype, Behind behind, void* z, void* y, int64_t n, int threads);
 

@@ -134,7 +134,7 @@ def _depthwise_weight(dz, x, kernel, stride, padding, dilation, need_db):
     dw = empty_as(x, C, kernel, 1)
     db = torch.empty(C, dtype=x.dtype) if need_db else None
     accumulator = torch.float64 if x.dtype == torch.float64 else torch.float32
-    partial = memory.workspace((_cpu.depthwise_partial(problem),), accumulator)
+    partial = memory.workspace((_cpu.depthwise_partial(problem, DTYPES[x.dtype]),), accumulator)
     _cpu.depthwise_bwd_weight(
         problem, dz.data_ptr(), x.data_ptr(), dw.data_ptr(), 0 if db is None else db.data_ptr(), partial.data_ptr(),
         DTYPES[x.dtype], torch.get_num_threads(),
