@@ -15,12 +15,12 @@ from .conv_depthwise import _depthwise_bwd_weight_kernel, _depthwise_kernel
 from .conv_gemm import _conv_bwd_weight_kernel, _conv_kernel
 from .conv_short import _conv1d_short_bwd_weight_kernel, _conv1d_short_kernel
 from .conv_tiles import (
+    FEW_CHANNELS,
     PROGRAMS,
     SMALL_PROGRAMS,
     choose_tile,
     depth,
     depthwise_tile,
-    merges,
     rows_per_split,
     short_tile,
     strip_rows,
@@ -48,6 +48,11 @@ class Geometry:
         self.stride = [1] * lead + list(stride[lead:])
         self.dilation = [1 if k == 1 else d for k, d in zip(kernel, dilation, strict=True)]
         self.taps = math.prod(kernel)
+
+    def merges(self, W, C, groups):
+        """Whether the taps of a row count as one, of kW C channels."""
+        few = groups == 1 and C < FEW_CHANNELS and self.kernel[2] > 1
+        return few and self.dilation[2] == 1 and W * C < 1 << 31
 
     def is_pointwise(self, groups):
         return groups == 1 and self.taps == 1 and max(self.stride) == 1 and max(self.padding) == 0
@@ -130,8 +135,8 @@ def _conv(x, w, b, residual, size, stride, padding, dilation, groups, act, p0, p
         return y, z
     group_c, group_o = C // groups, O // groups
     tile = choose_tile(target, x.dtype, precision, False, rows, group_o, groups * copies)
-    merged = not transposed and _merges(g, tile, W=inputs[2], C=C, groups=groups)
-    options = _options(tile) | {"GROUP_M": 8, "BLOCK_K": depth(tile, group_c * (g.kernel[2] if merged else 1))}
+    merged = not transposed and g.merges(inputs[2], C, groups)
+    options = _options(tile) | {"GROUP_M": 8, "BLOCK_K": depth(tile, group_c, merged)}
     tiles_m = triton.cdiv(rows, tile.BLOCK_M)
     with launch_on(x):
         _conv_kernel[(tiles_m * triton.cdiv(group_o, tile.BLOCK_N) * groups * copies,)](
@@ -144,10 +149,6 @@ def _conv(x, w, b, residual, size, stride, padding, dilation, groups, act, p0, p
 def _options(tile):
     names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages")
     return {name: getattr(tile, name) for name in names}
-
-
-def _merges(g, tile, W, C, groups):
-    return groups == 1 and g.dilation[2] == 1 and W * C < 1 << 31 and merges(tile, C, g.kernel[2])
 
 
 def conv_fwd(x, w, b, residual, size, stride, padding, dilation, groups, act, p0, p1, save_z):
@@ -212,9 +213,9 @@ def conv_bwd_weight(dz, x, kernel, stride, padding, dilation, groups, need_db):
         return sum_rows(dw, x.dtype).view(shape), sum_rows(db, x.dtype) if need_db else None
 
     precision = conv_precision(target, x.dtype)
-    tile = choose_tile(target, x.dtype, precision, True, group_o, group_c, groups * g.taps)
-    merged = _merges(g, tile, W=inputs[2], C=C, groups=groups)
-    columns, taps = (group_c * kernel[2], g.taps // kernel[2]) if merged else (group_c, g.taps)
+    merged = g.merges(inputs[2], C, groups)
+    columns, taps = (C * kernel[2], g.taps // kernel[2]) if merged else (group_c, g.taps)
+    tile = choose_tile(target, x.dtype, precision, True, group_o, columns, groups * taps)
     count = groups * taps * triton.cdiv(group_o, tile.BLOCK_M) * triton.cdiv(columns, tile.BLOCK_N)
     split = rows_per_split(target, rows, count, PROGRAMS, tile.BLOCK_K, 1024)
     splits = triton.cdiv(rows, split)

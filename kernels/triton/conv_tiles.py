@@ -26,6 +26,12 @@ _FP32 = (  # no tensor core
     Tile(64, 32, 16, 4, 3, 0.7),
     Tile(64, 16, 16, 4, 3, 0.4),
 )
+_FP32_WEIGHT = (  # three stages spilled 16 to 24 bytes on sm_80
+    Tile(128, 64, 16, 4, 2, 1.0),
+    Tile(64, 64, 16, 4, 2, 0.9),
+    Tile(64, 32, 16, 4, 2, 0.7),
+    Tile(64, 16, 16, 4, 2, 0.4),
+)
 _TF32 = (
     Tile(128, 128, 32, 8, 3, 1.0),
     Tile(128, 64, 32, 4, 3, 0.8),
@@ -33,9 +39,9 @@ _TF32 = (
     Tile(128, 32, 32, 4, 3, 0.5),
     Tile(128, 16, 32, 4, 3, 0.3),
 )
-_HALF = (
+_HALF = (  # on 4 warps the second spilled 96 bytes on sm_80
     Tile(128, 128, 64, 8, 3, 1.0),
-    Tile(128, 64, 64, 4, 3, 0.8),
+    Tile(128, 64, 64, 8, 3, 0.8),
     Tile(64, 64, 64, 4, 3, 0.6),
     Tile(128, 32, 64, 4, 3, 0.5),
     Tile(128, 16, 64, 4, 3, 0.3),
@@ -61,8 +67,10 @@ def tiles(target, dtype, precision, weight):
         return _FP64
     if target.backend == "hip":
         return _HALF_HIP if dtype.itemsize == 2 else _FP32_HIP
+    if dtype == torch.float32 and precision == "ieee":
+        return _FP32_WEIGHT if weight else _FP32
     if dtype == torch.float32:
-        return _TF32 if precision == "tf32" else _FP32
+        return _TF32
     return _HALF
 
 
@@ -78,18 +86,20 @@ def choose_tile(target, dtype, precision, weight, M, N, copies):
     return min(tiles(target, dtype, precision, weight), key=cost)
 
 
-def depth(tile, run):
-    """BLOCK_K for sums of `run` channels a tap: no wider than they are."""
-    return min(tile.BLOCK_K, max(16, triton.next_power_of_2(run)))
+# Channels below which the taps of a row are summed as one (conv_gemm.py): each alone would be padded to the 16 that a
+# tensor core takes.
+FEW_CHANNELS = 16
 
 
-def merges(tile, C, KW):
-    """Whether KW C channels of one tap are padded less than C channels of KW taps."""
+def depth(tile, run, merged):
+    """BLOCK_K for taps of `run` channels: the tile's, or the widest that pads them by less than an eighth.
 
-    def padded(run):
-        return triton.cdiv(run, depth(tile, run)) * depth(tile, run)
-
-    return padded(KW * C) < KW * padded(C)
+    16 for merged taps: their masks are of elements, not of rows, and at 32 they spilled on sm_80.
+    """
+    if merged:
+        return 16
+    fits = [k for k in (64, 32, 16) if k <= tile.BLOCK_K]
+    return next((k for k in fits if 8 * (triton.cdiv(run, k) * k - run) <= run), 16)
 
 
 def depthwise_tile(target, dtype, C):

@@ -13,12 +13,14 @@ SHAPES = {
     "3x3": (128, 128, (1, 56, 56), (1, 3, 3), 1, 1),
     "3x3s2": (128, 128, (1, 56, 56), (1, 3, 3), 2, 1),
     "7x7s2c3": (3, 64, (1, 224, 224), (1, 7, 7), 2, 1),
+    "3x3g4": (128, 128, (1, 56, 56), (1, 3, 3), 1, 4),
     "dw3x3": (128, 128, (1, 56, 56), (1, 3, 3), 1, 128),
     "dw3x3s2": (128, 128, (1, 56, 56), (1, 3, 3), 2, 128),
     "dw3x3c2": (64, 128, (1, 56, 56), (1, 3, 3), 1, 64),
     "dw4": (768, 768, (1, 1, 2048), (1, 1, 4), 1, 768),
     "dw8": (768, 768, (1, 1, 2048), (1, 1, 8), 1, 768),
 }
+GEMMS = (("3x3", False), ("3x3s2", True), ("3x3g4", False), ("7x7s2c3", False))
 DIRECT = (  # kernel, shape, transposed; the first of a kernel is the default suite's
     ("_depthwise_kernel", "dw3x3", False),
     ("_depthwise_kernel", "dw3x3c2", False),
@@ -45,11 +47,11 @@ def cases():
                 for kernel in (GEMM, WEIGHT):
                     tiles = conv_tiles.tiles(device.target, getattr(torch, dtype), precision, kernel == WEIGHT)
                     for i, tile in enumerate(tiles):
-                        for shape, transposed in (("3x3", False), ("3x3s2", True), ("7x7s2c3", False)):
+                        for shape, transposed in GEMMS:
                             if kernel == WEIGHT and transposed:
                                 continue
-                            if shape == "7x7s2c3" and (tile.BLOCK_M, tile.BLOCK_N) not in ((64, 64), (64, 32)):
-                                continue
+                            if shape in ("7x7s2c3", "3x3g4") and tile.BLOCK_N > 64:
+                                continue  # wider than what they have
                             yield common | {
                                 "kernel": kernel, "shape": shape, "transposed": transposed, "precision": precision,
                                 "tile": i, "size": "x".join(map(str, tile[:3])), "tensor_core": dots,
