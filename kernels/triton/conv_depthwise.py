@@ -33,8 +33,8 @@ def _depthwise_kernel(
     (
         mask_m, y_row, n, d, h, w, move_d, move_h, move_w, first_d, first_h, first_w, taps_d, taps_h, taps_w
     ) = tile_rows(
-        pid_m.to(INDEX) * BLOCK_M, pid // tiles_n // tiles_m, N, oD, oH, oW, stride_d, stride_h, stride_w, pad_d, pad_h, pad_w,
-        dil_d, dil_h, dil_w, step_d, step_h, step_w, inverse_d, inverse_h, inverse_w,
+        pid_m.to(INDEX) * BLOCK_M, pid // tiles_n // tiles_m, N, oD, oH, oW, stride_d, stride_h, stride_w,
+        pad_d, pad_h, pad_w, dil_d, dil_h, dil_w, step_d, step_h, step_w, inverse_d, inverse_h, inverse_w,
         TRANSPOSED, STRIDED, RANK, KD, KH, KW, BLOCK_M,
     )  # fmt: skip
     x_rows = row_of(n, d, h, w, D, H, W, RANK) * C
@@ -107,9 +107,12 @@ def _depthwise_bwd_weight_kernel(
         mask_m = offs_m < rows
         offs_dz = offs_m.to(tl.int64)[:, None] * O + channel[None, :]
         dz = _load(dz_ptr, offs_dz, mask_m[:, None] & mask_n[None, :], ACC)
-        x_d, x_h, x_w = (d * stride_d)[None, :] + t_d, (h * stride_h)[None, :] + t_h, (w * stride_w)[None, :] + t_w
+        x_d = (d * stride_d)[None, :] + t_d
+        x_h = (h * stride_h)[None, :] + t_h
+        x_w = (w * stride_w)[None, :] + t_w
         mask_x = mask_t[:, None] & mask_m[None, :] & inside(x_d, x_h, x_w, D, H, W, RANK)
-        offs_x = (row_of(n[None, :], x_d, x_h, x_w, D, H, W, RANK) * C)[:, :, None] + (channel // MULTIPLIER)[None, None, :]
+        x_rows = row_of(n[None, :], x_d, x_h, x_w, D, H, W, RANK) * C
+        offs_x = x_rows[:, :, None] + (channel // MULTIPLIER)[None, None, :]
         x = _load(x_ptr, offs_x, mask_x[:, :, None] & mask_n[None, None, :], ACC)
         dw += x * dz[None, :, :]
         if db_ptr is not None:

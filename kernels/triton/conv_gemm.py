@@ -32,10 +32,10 @@ def _conv_kernel(
     """y = act(conv(x, w) + b + residual), x (N, D, H, W, C), y (N, oD, oH, oW, O), a (BLOCK_M rows, BLOCK_N channels of
     one group) tile of y a program; TRANSPOSED: the input gradient, from x = dz to y = dx, w being (C, ..., O / groups).
 
-    The sum over taps and channels is one loop, so that it is pipelined as one. MERGED: KW taps of the C channels of one
-    group at dilation 1 are KW C adjacent elements of a row of x as of w, and count as one tap of so many channels, which
-    few channels do not pad to BLOCK_K each. STRIDED: each residue of the positions of dx modulo the stride is a
-    convolution of stride 1 of its own, over the taps that meet it (`phase`).
+    The sum over taps and channels is one loop, so that it is pipelined as one. MERGED: KW taps of C channels, one group
+    and dilation 1, are KW C adjacent elements of a row of x as of w, and count as one tap of so many channels: few
+    channels would be padded to BLOCK_K in each. STRIDED: the positions of dx of each residue modulo the stride are a
+    convolution of stride 1 of their own, over the taps that meet them (`phase`).
     """
     tiles = tiles_m * tl.cdiv(group_o, BLOCK_N)
     pid = tl.program_id(0)
@@ -44,8 +44,8 @@ def _conv_kernel(
     (
         mask_m, y_row, n, d, h, w, move_d, move_h, move_w, first_d, first_h, first_w, taps_d, taps_h, taps_w
     ) = tile_rows(
-        pid_m.to(INDEX) * BLOCK_M, pid // tiles // groups, N, oD, oH, oW, stride_d, stride_h, stride_w, pad_d, pad_h, pad_w,
-        dil_d, dil_h, dil_w, step_d, step_h, step_w, inverse_d, inverse_h, inverse_w,
+        pid_m.to(INDEX) * BLOCK_M, pid // tiles // groups, N, oD, oH, oW, stride_d, stride_h, stride_w,
+        pad_d, pad_h, pad_w, dil_d, dil_h, dil_w, step_d, step_h, step_w, inverse_d, inverse_h, inverse_w,
         TRANSPOSED, STRIDED, RANK, KD, KH, KW, BLOCK_M,
     )  # fmt: skip
     x_rows = x_ptr + row_of(n, d, h, w, D, H, W, RANK) * C + group.to(tl.int64) * group_c
@@ -68,7 +68,7 @@ def _conv_kernel(
     steps = taps_d * taps_h * taps_w * blocks
     if STRIDED:  # never divide by 0, not even in an iteration that is prepared and then not run
         taps_h, taps_w = tl.maximum(taps_h, 1), tl.maximum(taps_w, 1)
-    for i in range(0, steps):
+    for i in range(steps):
         tap = i // blocks
         k = (i % blocks) * BLOCK_K + offs_k
         mask_k = k < run
@@ -91,15 +91,17 @@ def _conv_kernel(
             w_offs = k.to(tl.int64) * (KD * KH * KW) * group_o + t * group_o
         else:
             w_offs = t * run + k
-        weight = tl.load(w_columns[None, :] + w_offs[:, None], mask=mask_k[:, None] & mask_n[None, :], other=0.0)
+        mask_w = mask_k[:, None] & mask_n[None, :]
+        weight = tl.load(w_columns[None, :] + w_offs[:, None], mask=mask_w, other=0.0)
         acc = _dot(x, weight, acc, PRECISION, ACC)
 
     channel = (group * group_o + offs_n)[None, :].to(tl.int64)
     offs = y_row[:, None] * O + channel
     mask_n = mask_n[None, :]
     finish(
-        acc, b_ptr, residual_ptr, y_ptr, z_ptr, channel, offs, mask_n, mask_m[:, None] & mask_n, p0, p1, ACT, ACC, FAST
-    )
+        acc, b_ptr, residual_ptr, y_ptr, z_ptr, channel, offs, mask_n, mask_m[:, None] & mask_n, p0, p1,
+        ACT, ACC, FAST,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=[*SIZES[:-1], "rows_per_split"])

@@ -80,8 +80,10 @@ def choose_tile(target, dtype, precision, weight, M, N, copies):
 
     def cost(tile):
         count = copies * triton.cdiv(M, tile.BLOCK_M) * triton.cdiv(N, tile.BLOCK_N)
-        # of dw, the rows are split until the chip is full
-        return (count if weight else triton.cdiv(count, target.num_sms)) * tile.BLOCK_M * tile.BLOCK_N / tile.speed
+        waves = (
+            count if weight else triton.cdiv(count, target.num_sms)
+        )  # dw's rows are split to fill the chip
+        return waves * tile.BLOCK_M * tile.BLOCK_N / tile.speed
 
     return min(tiles(target, dtype, precision, weight), key=cost)
 

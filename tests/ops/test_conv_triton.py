@@ -86,19 +86,18 @@ def check(name, dtype):
     xs, ws, *options, groups = CASES[name]
     rank = len(xs) - 2
     g = torch.Generator().manual_seed(1)
-    ys = CONV[rank](torch.empty(xs, device="meta"), torch.empty(ws, device="meta"), None, *options, groups).shape
-    shapes = xs, ws, ys, xs
-    x, w, dz, residual = (
-        volume(torch.randn(s, generator=g, dtype=torch.float64)).to(dtype).to(device_of("triton")) for s in shapes
-    )
-    b, c = (torch.randn(n, generator=g, dtype=torch.float64).to(x) for n in (ws[0], xs[1]))
+    empty = [torch.empty(s, device="meta") for s in (xs, ws)]
+    shapes = xs, ws, CONV[rank](*empty, None, *options, groups).shape, xs, (ws[0],), (xs[1],)
+    values = [torch.randn(s, generator=g, dtype=torch.float64).to(device_of("triton"), dtype) for s in shapes]
+    (x, w, dz, residual), (b, c) = (volume(t) for t in values[:4]), values[4:]
     options = [three(v, rank, lead) for v, lead in zip(options, (1, 0, 1), strict=True)]
     given = x, w, b, c, dz, residual
     ours = results(conv, *given, *options, groups)
     theirs = results(Torch, *given, *options, groups)
     right = results(Torch, *(t.double() for t in given), *options, groups)
-    for result, *values in zip(("y", "z", "dx", "dx before relu", "dw", "db"), ours, theirs, right, strict=True):
-        assert_as_good(result, *values)
+    names = ("y", "z", "dx", "dx before relu", "dw", "db")
+    for result, *three_ways in zip(names, ours, theirs, right, strict=True):
+        assert_as_good(result, *three_ways)
 
 
 @pytest.mark.parametrize(
@@ -116,10 +115,14 @@ def test_launchers_in_fp64(name):
 
 def test_phases_do_the_forwards_work():
     """Each tap of each output is in one phase's list, once, at the position that it meets."""
-    for size, k, s, p, d in ((13, 5, 3, 2, 1), (29, 4, 6, 5, 4), (17, 3, 4, 0, 2), (9, 3, 2, 4, 3), (8, 1, 3, 1, 1)):
+    ones = [1, 1]
+    numbers = ((13, 5, 3, 2, 1), (29, 4, 6, 5, 4), (17, 3, 4, 0, 2), (9, 3, 2, 4, 3), (8, 1, 3, 1, 1))
+    for size, k, s, p, d in numbers:
         outputs = (size + 2 * p - d * (k - 1) - 1) // s + 1
-        g = conv.Geometry([1, 1, size], [1, 1, outputs], [1, 1, k], [1, 1, s], [0, 0, p], [1, 1, d])
-        found = g.phases(True)
+        sizes = 1, [*ones, size], 1, [*ones, outputs], 1
+        g = conv.Geometry(*sizes, [*ones, k], [*ones, s], [0, 0, p], [*ones, d], 1)
+        count, found = g.phases(True)
+        assert count == s
         step, inverse = found["step_w"], found["inverse_w"]
         met = []
         for j in range(size):

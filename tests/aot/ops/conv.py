@@ -1,4 +1,4 @@
-"""The convolution kernels: every tile of the implicit products, plain, gathering with a stride, and with merged taps."""
+"""The convolution kernels: every tile of the implicit products, plain, with a stride to gather from, taps merged."""
 
 import torch
 
@@ -40,12 +40,16 @@ def cases():
             common = {"module": "conv", "target": target, "dtype": dtype}
             first = target == "sm_90" and dtype == "bfloat16"
             for kernel, shape, transposed in DIRECT:
-                default = first and (kernel, shape, transposed) == next(d for d in DIRECT if d[0] == kernel)
-                yield common | {"kernel": kernel, "shape": shape, "transposed": transposed, "default": default}
-            for precision in ("ieee", "tf32") if dtype == "float32" and device.target.backend == "cuda" else ("ieee",):
+                default = first and shape == next(s for k, s, _ in DIRECT if k == kernel)
+                yield common | {
+                    "kernel": kernel, "shape": shape, "transposed": transposed, "default": default,
+                }  # fmt: skip
+            tf32 = dtype == "float32" and device.target.backend == "cuda"
+            for precision in ("ieee", "tf32") if tf32 else ("ieee",):
                 dots = has_tensor_core(target, dtype) or precision == "tf32"
                 for kernel in (GEMM, WEIGHT):
-                    tiles = conv_tiles.tiles(device.target, getattr(torch, dtype), precision, kernel == WEIGHT)
+                    key = device.target, getattr(torch, dtype), precision, kernel == WEIGHT
+                    tiles = conv_tiles.tiles(*key)
                     for i, tile in enumerate(tiles):
                         for shape, transposed in GEMMS:
                             if kernel == WEIGHT and transposed:
@@ -63,8 +67,8 @@ def launch(case, target):
     dtype = getattr(torch, case["dtype"])
     conv.target_of = lambda x: target
     if "tile" in case:
-        weight = case["kernel"] == WEIGHT
-        conv.choose_tile = lambda *key: conv_tiles.tiles(target, dtype, case["precision"], weight)[case["tile"]]
+        tiles = conv_tiles.tiles(target, dtype, case["precision"], case["kernel"] == WEIGHT)
+        conv.choose_tile = lambda *key: tiles[case["tile"]]
         conv.conv_precision = lambda target, dtype: case["precision"]
     conv.sum_rows = lambda partial, dtype: partial.sum(0)
     conv.column_sums = lambda dz: dz.sum(0)
