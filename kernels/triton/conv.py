@@ -106,10 +106,12 @@ def _conv(x, w, b, residual, size, stride, padding, dilation, groups, act, p0, p
         "TRANSPOSED": transposed, "ACT": act, "ACC": STORAGE[acc_dtype(x.dtype)], "FAST": is_fast(x.dtype),
     }  # fmt: skip
     with launch_on(x):
-        if g.is_short:
-            _short(g, target, x.dtype, transposed, common)
-        elif g.is_depthwise:
-            _depthwise(g, target, x.dtype, transposed, common)
+        if (
+            g.is_depthwise
+        ):  # the weights of a tap together: channel by channel they would be loaded one by one
+            common["w_ptr"] = w.view(O, g.taps).t().contiguous()
+            launch = _short if g.is_short else _depthwise
+            launch(g, target, x.dtype, transposed, common)
         else:
             _dense(g, target, x.dtype, transposed, precision, common)
     return y, z

@@ -22,8 +22,8 @@ def _depthwise_kernel(
     KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ACT: tl.constexpr, ACC: tl.constexpr, FAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """y = act(conv(x, w) + b + residual) as conv_gemm.py's _conv_kernel, w (channels, taps); a (BLOCK_M rows, BLOCK_N
-    channels) tile of y a program.
+    """y = act(conv(x, w) + b + residual) as conv_gemm.py's _conv_kernel, w (taps, channels), so that a tap's weights lie
+    together; a (BLOCK_M rows, BLOCK_N channels) tile of y a program.
 
     y's channel c reads x's c // MULTIPLIER; TRANSPOSED: dx's channel c sums the MULTIPLIER channels of dz that read it.
     """
@@ -55,15 +55,15 @@ def _depthwise_kernel(
         at_d, at_h, at_w = u_d * move_d, u_h * move_h, u_w * move_w
         mask_x = (mask_m & inside(d + at_d, h + at_h, w + at_w, D, H, W, RANK))[:, None] & mask_n
         t = ((first_d + u_d * step_d) * KH + first_h + u_h * step_h) * KW + first_w + u_w * step_w
-        if TRANSPOSED:
+        if TRANSPOSED:  # w (taps, C)
             source = channel * MULTIPLIER + i % readers
-            weight = source
-        else:
+            weight = tl.cast(t, tl.int64) * C + source
+        else:  # w (taps, O)
             source = channel // MULTIPLIER
-            weight = channel
+            weight = tl.cast(t, tl.int64) * O + channel
         shift = row_of(u_d * 0, at_d, at_h, at_w, D, H, W, RANK) * C
         x = _load(x_ptr, (x_rows + shift)[:, None] + source, mask_x, ACC)
-        acc += x * _load(w_ptr, weight * (KD * KH * KW) + t, mask_n, ACC)
+        acc += x * _load(w_ptr, weight, mask_n, ACC)
 
     offs = y_row[:, None] * O + channel
     mask = mask_m[:, None] & mask_n

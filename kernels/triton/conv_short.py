@@ -33,7 +33,7 @@ def _conv1d_short_kernel(
     TRANSPOSED: tl.constexpr, K: tl.constexpr, ACT: tl.constexpr, ACC: tl.constexpr, FAST: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """y[l] = act(sum over t of w[t] x[l - padding + t] + b + residual[l]), x (N, L, C), y (N, oL, C), w (C, K); BLOCK_S
+    """y[l] = act(sum over t of w[t] x[l - padding + t] + b + residual[l]), x (N, L, C), y (N, oL, C), w (K, C); BLOCK_S
     strips of `strip` rows, a multiple of UNROLL, BLOCK_N channels a program. TRANSPOSED: w[K - 1 - t] for w[t]."""
     tiles_n = tl.cdiv(C, BLOCK_N)
     channel = ((tl.program_id(0) % tiles_n) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]).to(tl.int64)
@@ -43,7 +43,7 @@ def _conv1d_short_kernel(
     w = ()
     for t in tl.static_range(K):
         tap = K - 1 - t if TRANSPOSED else t
-        w += (widen(tl.load(w_ptr + channel * K + tap, mask=mask_n, other=0.0), ACC),)
+        w += (widen(tl.load(w_ptr + channel + tap * C, mask=mask_n, other=0.0), ACC),)
     window = ()
     for t in tl.static_range(K - 1):
         window += (_row(x_ptr, n, first - padding + t, L, C, channel, mask, ACC),)

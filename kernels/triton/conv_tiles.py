@@ -109,7 +109,9 @@ def depthwise_tile(target, dtype, C):
     if target.backend == "interpreter":
         return {"BLOCK_M": 8, "BLOCK_N": 4, "num_warps": 4}
     block_n = min(triton.next_power_of_2(C), 128 // dtype.itemsize)
-    return {"BLOCK_M": min(128, 4 * 32 * 16 // dtype.itemsize // block_n), "BLOCK_N": block_n, "num_warps": 4}
+    threads = 4 * (64 if target.backend == "hip" else 32)
+    block_m = min(128, threads * 16 // dtype.itemsize // block_n)
+    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "num_warps": 4}
 
 
 def short_tile(target, dtype, C):

@@ -43,6 +43,7 @@ def cases():
                 default = first and shape == next(s for k, s, _ in DIRECT if k == kernel)
                 yield common | {
                     "kernel": kernel, "shape": shape, "transposed": transposed, "default": default,
+                    "wide": shape != "dw3x3c2",
                 }  # fmt: skip
             tf32 = dtype == "float32" and device.target.backend == "cuda"
             for precision in ("ieee", "tf32") if tf32 else ("ieee",):
