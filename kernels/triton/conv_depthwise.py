@@ -22,8 +22,8 @@ def _depthwise_kernel(
     KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ACT: tl.constexpr, ACC: tl.constexpr, FAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """y = act(conv(x, w) + b + residual) as conv_gemm.py's _conv_kernel, w (taps, channels), so that a tap's weights lie
-    together; a (BLOCK_M rows, BLOCK_N channels) tile of y a program.
+    """y = act(conv(x, w) + b + residual) as conv_gemm.py's _conv_kernel, but w (taps, channels); a (BLOCK_M rows,
+    BLOCK_N channels) tile of y a program.
 
     y's channel c reads x's c // MULTIPLIER; TRANSPOSED: dx's channel c sums the MULTIPLIER channels of dz that read it.
     """
