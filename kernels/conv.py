@@ -40,8 +40,8 @@ def depthwise(w, channels, groups):
 def even(sizes, kernel, out, stride, padding, dilation):
     """(ends, padding): torch's convolutions pad both ends alike, so that what one end has more goes before, into x.
 
-    ends: torch.nn.functional.pad's list, the last dimension's first: all 0 but for padding="same" with an odd sum, and
-    for causal padding.
+    ends: torch.nn.functional.pad's list, the last dimension's first: all 0 but for padding="same" with an odd sum, for
+    causal padding, and (below 0) where x has elements behind that no output sees.
     """
     ends, both = [], []
     for n, k, o, s, p, d in zip(sizes, kernel, out, stride, padding, dilation, strict=True):

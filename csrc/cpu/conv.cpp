@@ -46,18 +46,11 @@ int64_t cut(int dtype, Depthwise& a, std::vector<int64_t>& offsets) {
   return a.N * a.C * a.out[0] * ceil_div(a.out[1], a.rows) * ceil_div(a.out[2], a.columns);
 }
 
-// Elements of T that a kernel's scratch takes.
+// Bytes that a kernel's scratch takes: x's tile, y's or dz's, and a converted line; or lists of taps and lines.
 int64_t scratch(int dtype, const Depthwise& a) {
-  const int64_t taps = a.taps(), columns = (a.columns - 1) * a.stride[2] + a.span(2);
-  if (a.first) {
-    const int64_t tile = a.kernel[0] * a.stride[1] * a.stride[2] * a.tile_rows * a.pitch;
-    return tile + a.rows * (std::max(a.pitch, a.columns) + 16) + a.in[2] + 2 * CONV_SLACK;
-  }
-  const int64_t lines = a.kernel[0] * a.kernel[1];
-  // 16 bits are widened: x's lines, and y or dz
-  const int64_t converted = (a.columns + lines * std::min(columns, a.in[2])) * a.C + 16 * (lines + 1);
-  const int64_t rows = dtype < BF16 ? 0 : converted;
-  return 6 * taps + 4 * lines + rows + 4 * CONV_SLACK;
+  if (!a.first) return 2 * 8 * (a.taps() + a.kernel[0] * a.kernel[1]);
+  const int64_t tile = a.kernel[0] * a.stride[1] * a.stride[2] * a.tile_rows * a.pitch;
+  return (tile + a.rows * (std::max(a.pitch, a.columns) + 16) + a.in[2] + 2 * CONV_SLACK) * acc_bytes(dtype);
 }
 
 // w (C, taps) as the kernels read it, the taps from the last to the first where `backward`.
@@ -111,7 +104,7 @@ void depthwise_fwd(int dtype, Depthwise a, bool backward, Behind behind, void* z
     a.padding[i] = a.span(i) - 1 - a.padding[i];
   }
   std::vector<int64_t> offsets;
-  const int64_t units = cut(dtype, a, offsets), size = scratch(dtype, a) * acc_bytes(dtype);
+  const int64_t units = cut(dtype, a, offsets), size = scratch(dtype, a);
   const bool more = behind.residual || behind.act != ACT_none;
   const int64_t work = a.N * a.C * a.out[0] * a.out[1] * a.out[2] * a.taps();
 #pragma omp parallel num_threads(threads) if (work > SERIAL)
@@ -147,7 +140,7 @@ void depthwise_bwd_weight(int dtype, Depthwise a, const void* dz, void* dw, void
   std::fill_n(a.up, 3, 1);
   std::vector<int64_t> offsets;
   const int64_t units = cut(dtype, a, offsets), groups = groups_of(a, units), taps = a.taps();
-  const int64_t item = acc_bytes(dtype), size = scratch(dtype, a) * item, all = (taps + 1) * a.C;
+  const int64_t item = acc_bytes(dtype), size = scratch(dtype, a), all = (taps + 1) * a.C;
   const auto sums = [&](int64_t i) { return static_cast<char*>(partial) + i * item; };
   std::fill_n(sums(0), groups * all * item, 0);
   const int64_t work = a.N * a.C * a.out[0] * a.out[1] * a.out[2] * taps;

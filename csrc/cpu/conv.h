@@ -60,7 +60,7 @@ struct DepthwisePart {
 constexpr int64_t CONV_SLACK = 64;
 
 struct ConvKernels {
-  // z: S, y as it lies in memory. scratch: elements of T, zeros before a thread's first unit.
+  // z: S, y as it lies in memory. scratch: zeros before a thread's first unit.
   void (*fwd)(const Depthwise& a, int64_t unit, void* z, void* scratch);
   // sums += the unit's share of dw, and last of db: T, (taps + 1) where `first`, else (taps + 1, C). dz: S, as y lies.
   void (*bwd_weight)(const Depthwise& a, int64_t unit, const void* dz, void* sums, void* scratch);

@@ -23,6 +23,8 @@ def conv_fwd(x, w, b, residual, size, stride, padding, dilation, groups, act, p0
     if depthwise(w, x.shape[4], groups):
         return _depthwise(x, w, b, size, options, behind, backward=False)
     first = channels_first(x)
+    if _pointwise(first, w.shape, padding, groups, x.dtype):
+        return _behind(_matrices(x, w.reshape(w.shape[0], -1), b, size, stride), *behind)
     ends, padding = even(x.shape[1:4], w.shape[1:4], size, stride, padding, dilation)
     if any(ends):
         x = ordered(back(torch.nn.functional.pad(swapped(x), ends)), first)
@@ -37,17 +39,25 @@ def conv_bwd_input(dz, w, b, residual, size, stride, padding, dilation, groups, 
     if depthwise(w, w.shape[4] * groups, groups):
         return _depthwise(dz, w, b, size, options, behind, backward=True)
     first = channels_first(dz)
+    if _pointwise(first, w.shape, padding, groups, dz.dtype) and (b is None or max(stride) == 1):
+        z = _matrices(dz, w.reshape(w.shape[0], -1).t(), b, dz.shape[1:4], [1, 1, 1])
+        return _behind(z if list(size) == list(z.shape[1:4]) else _apart(z, size, stride), *behind)
+    rest = _rest(size, dz, w, stride, padding, dilation)
+    if all(0 <= r < max(s, d) for r, s, d in zip(rest, stride, dilation, strict=True)):
+        return _behind(_product(dz, w, b, first, size, stride, padding, dilation, rest, groups), *behind)
+    # the gradient to an x with its padding, of which what is beyond x is taken off
     ends, padding = even(size, w.shape[1:4], dz.shape[1:4], stride, padding, dilation)
-    before, after = ends[-2::-2], ends[-1::-2]
-    whole = [n + i + j for n, i, j in zip(size, before, after, strict=True)]
-    shape = zip(whole, dz.shape[1:4], w.shape[1:4], stride, padding, dilation, strict=True)
-    rest = [n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, k, s, p, d in shape]
+    whole = [n + i + j for n, i, j in zip(size, ends[-2::-2], ends[-1::-2], strict=True)]
+    rest = _rest(whole, dz, w, stride, padding, dilation)
     z = _product(dz, w, b, first, whole, stride, padding, dilation, rest, groups)
-    if any(ends):
-        for dim, (n, i) in enumerate(zip(size, before, strict=True)):
-            z = z.narrow(dim + 1, i, n)
-        z = ordered(z, first)
-    return _behind(z, *behind)
+    z = back(torch.nn.functional.pad(swapped(z), [-n for n in ends]))
+    return _behind(ordered(z, first), *behind)
+
+
+def _rest(size, dz, w, stride, padding, dilation):
+    """What a transposed convolution's result must have behind what its input gives."""
+    each = zip(size, dz.shape[1:4], w.shape[1:4], stride, padding, dilation, strict=True)
+    return [n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, k, s, p, d in each]
 
 
 def conv_bwd_weight(dz, x, kernel, stride, padding, dilation, groups, need_db):
@@ -55,6 +65,10 @@ def conv_bwd_weight(dz, x, kernel, stride, padding, dilation, groups, need_db):
     first, O, C = channels_first(x), dz.shape[4], x.shape[4]
     if groups == C == O:
         return _depthwise_weight(dz, x, kernel, stride, padding, dilation, need_db)
+    if _pointwise(first, (O, *kernel, C), padding, groups, x.dtype):
+        z = swapped(dz).reshape(dz.shape[0], O, -1)
+        dw = torch.addbmm(x.new_empty(O, C), z, _taken(x, stride).mT, beta=0)
+        return back(dw.view(O, C, 1, 1, 1)), z.sum((0, 2)) if need_db else None
     ends, padding = even(x.shape[1:4], kernel, dz.shape[1:4], stride, padding, dilation)
     if any(ends):
         x = ordered(back(torch.nn.functional.pad(swapped(x), ends)), first)
@@ -72,11 +86,47 @@ def conv_bwd_weight(dz, x, kernel, stride, padding, dilation, groups, need_db):
     return dw, db.to(dtype) if need_db else None
 
 
-def _planes(tensors, options):
+def _pointwise(first, shape, padding, groups, dtype):
+    """Whether a convolution of channels-first tensors is matrix products as they lie: one tap, nothing padded.
+
+    oneDNN's takes more there: forward, dx and dw of 8x256x56x56 to 64 in float32 7.4, 25.9 and 8.1 ms on 2 cores
+    against 5.8, 6.1 and 5.7; dx at stride 2 44.
+    """
+    wide = dtype in (torch.float32, torch.float64)
+    return first and groups == 1 and wide and max(shape[1:4]) == 1 and max(padding) == 0
+
+
+def _taken(x, stride):
+    """What a convolution of one tap sees, (N, C, outputs): x as it lies, a copy where it skips elements."""
+    return swapped(x)[:, :, :: stride[0], :: stride[1], :: stride[2]].reshape(x.shape[0], x.shape[4], -1)
+
+
+def _matrices(x, w, b, size, stride):
+    """w (O, C) times each sample, + b: (N, *size, O) of x's order, channels-first."""
+    N, x = x.shape[0], _taken(x, stride)
+    z = memory.empty((N, w.shape[0], x.shape[2]), x.dtype)
+    w = w.expand(N, *w.shape)
+    if b is None:
+        torch.bmm(w, x, out=z)
+    else:
+        torch.baddbmm(b.view(1, -1, 1), w, x, out=z)
+    return back(z.view(N, -1, *size))
+
+
+def _apart(z, size, stride):
+    """z's elements `stride` apart, zeros between."""
+    N, D, H, W, C = z.shape
+    whole = memory.empty((N, C, *size), z.dtype).zero_()
+    ends = [(n - 1) * s + 1 for n, s in zip((D, H, W), stride, strict=True)]
+    whole[:, :, : ends[0] : stride[0], : ends[1] : stride[1], : ends[2] : stride[2]] = swapped(z)
+    return back(whole)
+
+
+def _planes(tensors, options, depth=1):
     """What torch's convolutions take, and (stride, padding, dilation) for it: (N, C, D, H, W), or (N, C, H, W) where
-    there is no depth."""
+    there is no depth; depth: the result's."""
     tensors = [swapped(t) for t in tensors]
-    if options[1][0] == 0 and all(t.shape[2] == 1 for t in tensors):
+    if depth == 1 and options[1][0] == 0 and all(t.shape[2] == 1 for t in tensors):
         return [t.squeeze(2) for t in tensors], [list(o[1:]) for o in options]
     return tensors, options
 
@@ -86,7 +136,7 @@ def _product(x, w, b, first, size, stride, padding, dilation, rest, groups):
     N, dtype = x.shape[0], x.dtype
     if dtype == torch.float16:
         x, w, b = x.float(), w.float(), None if b is None else b.float()
-    (x, w), (stride, padding, dilation) = _planes((x, w), (stride, padding, dilation))
+    (x, w), (stride, padding, dilation) = _planes((x, w), (stride, padding, dilation), size[0])
     rank = len(stride)
     extra = [0] * rank if rest is None else list(rest[3 - rank :])
     z = aten.convolution(x, w, b, stride, padding, dilation, rest is not None, extra, groups)

@@ -81,6 +81,8 @@ class TestConv(OpSuite):
              output_padding=1),
         case("conv_transpose1d", (2, 3, 9), (3, 5, 4), dilation=2, padding=3, stride=3, output_padding=2),
         case("conv_transpose3d", (1, 3, 3, 2, 3), (3, 2, 2, 3, 1), padding=(1, 0, 0), last=True),
+        case("conv2d", (2, 6, 7, 5), (8, 6, 1, 1), "gelu", stride=(2, 3)),
+        case("conv_transpose2d", (2, 6, 4, 3), (6, 5, 1, 1), bias=False, stride=(3, 2), output_padding=(2, 1)),
         # a filter a channel
         case("conv1d", (2, 5, 37), (5, 1, 4), "silu", groups=5, causal=True),
         case("conv1d", (1, 37, 13), (37, 1, 3), last=True, groups=37, causal=True, dilation=3, stride=2),
@@ -248,15 +250,27 @@ def test_autocast():
 
 
 def test_auto_takes_what_is_fast():
-    x, w = torch.randn(2, 32, 40, 40), torch.randn(32, 32, 3, 3)
+    """Beside each call: whether a kernel serves it."""
+    x, w = torch.randn(8, 32, 72, 72), torch.randn(32, 32, 3, 3, requires_grad=True)
+    line, taps = torch.randn(2, 64, 300), torch.randn(64, 1, 4, requires_grad=True)
+    rows = torch.randn(8, 32, 72, 72)
+    served = [
+        (False, lambda: F.conv2d(x, w)),
+        (False, lambda: F.conv2d(x, w, act="relu")),
+        (True, lambda: F.conv2d(x, w, padding=1, act="relu", residual=rows)),
+        (False, lambda: F.conv2d(x[:2], w, padding=1, act="relu", residual=rows[:2])),
+        (False, lambda: F.conv_transpose2d(x, w)),
+        (True, lambda: F.conv2d(x, w[:, :1], groups=32)),
+        (False, lambda: F.conv2d(x, w[:, :1].detach(), groups=32)),
+        (False, lambda: F.conv2d(x[:1], w[:, :1], groups=32)),
+        (True, lambda: F.conv1d(line, taps, groups=64)),
+        (True, lambda: F.conv2d(x, w[:, :, :1, :1])),
+        (False, lambda: F.conv2d(channels_innermost(x), w[:, :, :1, :1])),
+    ]
     with kz.trace() as calls:
-        F.conv2d(x, w)
-        F.conv2d(x, w, act="relu")
-        F.conv2d(x, w[:, :1], groups=32)
-        F.conv2d(x[:1, :, :4, :4], w, act="relu")
-        F.conv_transpose2d(x, w, stride=2)
-    assert [call.op for call in calls] == ["conv2d"] * 4 + ["conv_transpose2d"]
-    assert [call.backend for call in calls] == ["torch", here(), here(), "torch", "torch"]
+        for _, call in served:
+            call()
+    assert [call.backend for call in calls] == [here() if kernel else "torch" for kernel, _ in served]
 
 
 def test_strings_that_are_paddings():

@@ -12,7 +12,7 @@ import math
 import torch
 from torch.nn import functional as T
 
-from .activation import act_bwd, parse
+from .activation import COSTLY, act_bwd, parse
 from .conv_checks import check_residual, geometry, shape_of, transposed_geometry, transposed_size
 from .core import (
     ArgumentError,
@@ -22,6 +22,7 @@ from .core import (
     define,
     leaves_to_torch,
 )
+from .core.choice import PLAIN
 from .core.mirror import torchs_own
 
 CONV = (None, T.conv1d, T.conv2d, T.conv3d)
@@ -141,13 +142,36 @@ def channels_last(t):
     return last >= t.size(1) * channels and t.movedim(1, -1).is_contiguous()
 
 
+# "auto" on a CPU: below these, a call's fixed cost of some 100 us more than torch's is not won back. C++ over eager,
+# forward and backward together on 2 cores, fp32.
+#
+# A filter a channel, one dimension, outputs (with no gradient to come: LINE_FORWARD). 8x768x2048, 4 taps: 5.6 times as
+# fast; 2x64x256: 1.2, forward alone 0.8; 2x256x512 forward: 0.8.
+LINE, LINE_FORWARD = 1 << 15, 1 << 19
+# More dimensions, outputs times taps. 3x3 of 8x128x56x56: 1.3 to 1.5 channels-last, 2.7 NCHW; of 8x384x14x14 0.8; at
+# stride 2 of 8x128x56x56 1.1; 5x5 of 8x240x28x28 6.6. oneDNN's forward alone is as fast, or faster (0.7 to 1.0).
+PLANES = 6 << 20
+# With a residual, outputs: 8x64x56x56 1.2, a quarter of it 0.9 to 1.05.
+SUM = 1 << 20
+# An activation alone, bytes of outputs, as fresh memory is what it saves: 25 MB 1.3, 6 MB 0.96 to 1.0.
+ACT = 16 << 20
+# NCHW with one tap, outputs: matrix products of the samples as they lie. torch's gradient to x takes 26 ms where this
+# takes 6 (8x256x56x56 to 64); 8x512x28x28 to 128: 1.03; 2x64x28x28 to 64: 0.84.
+POINTWISE = 1 << 19
+
+
 def _depthwise(x, weight, groups):
     return groups > 1 and weight.size(0) == groups and x.size(1) == groups
 
 
-# Elements of y. "auto" on a CPU, forward and backward together on 2 cores.
-SMALL = 1 << 16
-SMALL_DEPTHWISE = 1 << 14
+def _pointwise(x, weight, g):
+    """Whether torch's own product is a slow one: NCHW, one tap, nothing padded."""
+    return (
+        x.dtype == torch.float32
+        and g.groups == 1
+        and not (any(k != 1 for k in weight.shape[2:]) or any(g.padding))
+        and not (channels_last(x) or channels_last(weight))
+    )
 
 
 class ConvFunction(KernelFunction):
@@ -184,12 +208,25 @@ class ConvFunction(KernelFunction):
     def rule(x, weight, bias, residual, g, act):
         if x.device.type != "cpu":
             return "no GPU has been measured yet"
-        outputs = x.size(0) * weight.size(0) * math.prod(g.size)
+        channels = weight.size(1) * g.groups if g.transposed else weight.size(0)
+        outputs = x.size(0) * channels * math.prod(g.size)
+        few = "few outputs on a CPU"
+        learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
         if _depthwise(x, weight, g.groups):
-            return "few outputs on a CPU" if below(outputs, SMALL_DEPTHWISE) else None
-        if act.name == "none" and residual is None:
-            return "a dense product with nothing behind it is torch's own"
-        return "few outputs on a CPU" if below(outputs, SMALL) else None
+            if len(g.stride) == 1:
+                return few if below(outputs, LINE if learns else LINE_FORWARD) else None
+            if learns:
+                return few if below(outputs * weight[0].numel(), PLANES) else None
+        if residual is not None:
+            return few if below(outputs, SUM) else None
+        if _pointwise(x, weight, g) and not below(outputs, POINTWISE):
+            return None
+        if act.name == "none":
+            return "a product with nothing behind it is torch's own"
+        if x.dtype.itemsize == 2:
+            return "an activation behind a 16-bit product is torch's on a CPU"
+        least = ACT // x.dtype.itemsize
+        return few if below(outputs, min(COSTLY.get(act.name, least), least)) else None
 
     @staticmethod
     def forward(ctx, x, weight, bias, residual, g, act, backend):
@@ -414,6 +451,10 @@ def conv_transpose3d(
     return _conv_transpose(3, input, weight, bias, options, act, residual)
 
 
+def _taps(weight):
+    return weight.shape[2:].numel() if type(weight) in PLAIN else 0
+
+
 AXES = (None, "L", "H, W", "D, H, W")
 
 
@@ -422,7 +463,7 @@ def _conv(rank, x, weight, bias, stride, padding, dilation, groups, act, residua
     act = parse(name, act)
     bare = act.name == "none" and residual is None and not causal
     options = (stride, padding, dilation, groups)
-    if not (bare and groups == 1 and leaves_to_torch(x, math.inf)):
+    if not (bare and groups == 1 and _taps(weight) > 1 and leaves_to_torch(x, math.inf)):
         g = geometry(rank, x, weight, bias, *options, causal)
         if g is not None:
             return _call(name, x, weight, bias, residual, g, act)
@@ -439,10 +480,10 @@ def _conv(rank, x, weight, bias, stride, padding, dilation, groups, act, residua
 
 
 def _conv_transpose(rank, x, weight, bias, options, act, residual):
-    name = f"conv_transpose{rank}d"
+    name, groups = f"conv_transpose{rank}d", options[3]
     act = parse(name, act)
     bare = act.name == "none" and residual is None
-    if not (bare and leaves_to_torch(x, math.inf)):
+    if not (bare and groups == 1 and _taps(weight) > 1 and leaves_to_torch(x, math.inf)):
         g = transposed_geometry(rank, x, weight, bias, *options)
         if g is not None:
             return _call(name, x, weight, bias, residual, g, act)
