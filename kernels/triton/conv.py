@@ -30,6 +30,10 @@ from .norm import sum_rows
 from .runtime import STORAGE, acc_dtype, is_fast, launch_on, target_of
 
 
+# Rows that are numbered in int32, a whole tile beyond the last included; their addresses are int64 always.
+INT32_ROWS = (1 << 31) - 4096
+
+
 def conv_precision(target, dtype):
     """ "tf32" where the user lets torch's own fp32 convolutions run in it, as torch does by default, else "ieee"."""
     tf32 = dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"
@@ -69,7 +73,7 @@ class Geometry:
         found = {
             "N": self.N, "D": inputs[0], "H": inputs[1], "W": inputs[2], "C": C,
             "oD": outputs[0], "oH": outputs[1], "oW": outputs[2], "O": O,
-            "RANK": self.rank, "INDEX": tl.int32 if rows < (1 << 31) - 4096 else tl.int64,
+            "RANK": self.rank, "INDEX": tl.int32 if rows <= INT32_ROWS else tl.int64,
         }  # fmt: skip
         for i, axis in enumerate("dhw"):
             found |= {f"stride_{axis}": self.stride[i], f"pad_{axis}": self.padding[i]}

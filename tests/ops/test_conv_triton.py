@@ -113,6 +113,12 @@ def test_launchers_in_fp64(name):
     check(name, torch.float64)
 
 
+@pytest.mark.parametrize("name", ["phases that no tap meets", "two filters a channel, stride"])
+def test_more_rows_than_int32_numbers(name, monkeypatch):
+    monkeypatch.setattr(conv, "INT32_ROWS", 0)
+    check(name, torch.float32)
+
+
 def test_phases_do_the_forwards_work():
     """Each tap of each output is in one phase's list, once, at the position that it meets."""
     ones = [1, 1]
