@@ -24,6 +24,7 @@ from .conv_tiles import (
     rows_per_split,
     short_tile,
     strip_rows,
+    weight_depth,
 )
 from .linear import column_sums, linear_act_fwd
 from .norm import sum_rows
@@ -254,13 +255,14 @@ def _dense_bwd_weight(g, dz, x):
     tile = choose_tile(target, x.dtype, precision, True, group_o, columns, g.groups * taps)
     tiles = g.groups * taps * triton.cdiv(group_o, tile.BLOCK_M) * triton.cdiv(columns, tile.BLOCK_N)
     rows = g.N * math.prod(g.outputs)
-    split = rows_per_split(target, rows, tiles, PROGRAMS, tile.BLOCK_K, 1024)
+    block_k = weight_depth(tile, x.dtype, g.merges)
+    split = rows_per_split(target, rows, tiles, PROGRAMS, block_k, 1024)
     splits = triton.cdiv(rows, split)
     size = g.O * g.taps * group_c
     dw = _partial(x, splits, size) if splits > 1 else x.new_empty(size)
     _conv_bwd_weight_kernel[(splits * tiles,)](
         dz_ptr=dz, x_ptr=x, dw_ptr=dw, groups=g.groups, group_c=group_c, group_o=group_o, rows_per_split=split,
-        MERGED=g.merges, PRECISION=precision, ACC=STORAGE[acc_dtype(x.dtype)], BLOCK_K=tile.BLOCK_K,
+        MERGED=g.merges, PRECISION=precision, ACC=STORAGE[acc_dtype(x.dtype)], BLOCK_K=block_k,
         **_options(tile), **g.arguments(),
     )  # fmt: skip
     return sum_rows(dw, x.dtype) if splits > 1 else dw

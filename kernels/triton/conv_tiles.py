@@ -103,6 +103,11 @@ def depth(tile, run, merged):
     return next((k for k in fits if 8 * (triton.cdiv(run, k) * k - run) <= run), 16)
 
 
+def weight_depth(tile, dtype, merged):
+    """BLOCK_K of dw: the tile's; of merged taps, 64 bytes of rows, more of whose elements spilled on sm_80 and sm_90."""
+    return max(16, min(tile.BLOCK_K, 64 // dtype.itemsize)) if merged else tile.BLOCK_K
+
+
 def depthwise_tile(target, dtype, C):
     """128 adjacent bytes of each row, 16 a thread."""
     if target.backend == "interpreter":
