@@ -30,7 +30,6 @@ from .linear import column_sums, linear_act_fwd
 from .norm import sum_rows
 from .runtime import STORAGE, acc_dtype, is_fast, launch_on, target_of
 
-
 # Rows that are numbered in int32, a whole tile beyond the last included; their addresses are int64 always.
 INT32_ROWS = (1 << 31) - 4096
 

@@ -104,7 +104,7 @@ def depth(tile, run, merged):
 
 
 def weight_depth(tile, dtype, merged):
-    """BLOCK_K of dw: the tile's; of merged taps, 64 bytes of rows, more of whose elements spilled on sm_80 and sm_90."""
+    """BLOCK_K of dw: the tile's; of merged taps 64 bytes, as more spilled on sm_80 and sm_90."""
     return max(16, min(tile.BLOCK_K, 64 // dtype.itemsize)) if merged else tile.BLOCK_K
 
 
