@@ -87,6 +87,7 @@ class OpSuite:
     oracle: Callable | None = None  # the same in fp64, where torch's own fp64 is not exact
     cases: tuple[Case, ...] = ()
     backends: tuple[str, ...] = WITHOUT_CUDA
+    interpreted = INTERPRETED
 
     @classmethod
     def spread(cls, metafunc):
@@ -115,7 +116,7 @@ class OpSuite:
             cases = cases if kz.backends()[backend].available else cases[:1]
             interpreted = backend == "triton" and not GPU
             for i, case in enumerate(case for case in cases if not (interpreted and case.large)):
-                marks = pytest.mark.slow if interpreted and i >= INTERPRETED else ()
+                marks = pytest.mark.slow if interpreted and i >= cls.interpreted else ()
                 yield pytest.param(case, backend, id=f"{case.id}-{backend}", marks=marks)
 
     def build(self, case, dtype, device, layout="contiguous", requires_grad=True, jitter=0.0):

@@ -22,8 +22,8 @@ def _depthwise_kernel(
     KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ACT: tl.constexpr, ACC: tl.constexpr, FAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """y = act(conv(x, w) + b + residual) as conv_gemm.py's _conv_kernel, w (channels, taps); a (BLOCK_M rows, BLOCK_N
-    channels) tile of y a program.
+    """y = act(conv(x, w) + b + residual) as conv_gemm.py's _conv_kernel, but w (taps, channels); a (BLOCK_M rows,
+    BLOCK_N channels) tile of y a program.
 
     y's channel c reads x's c // MULTIPLIER; TRANSPOSED: dx's channel c sums the MULTIPLIER channels of dz that read it.
     """
@@ -33,8 +33,8 @@ def _depthwise_kernel(
     (
         mask_m, y_row, n, d, h, w, move_d, move_h, move_w, first_d, first_h, first_w, taps_d, taps_h, taps_w
     ) = tile_rows(
-        pid_m.to(INDEX) * BLOCK_M, pid // tiles_n // tiles_m, N, oD, oH, oW, stride_d, stride_h, stride_w, pad_d, pad_h, pad_w,
-        dil_d, dil_h, dil_w, step_d, step_h, step_w, inverse_d, inverse_h, inverse_w,
+        pid_m.to(INDEX) * BLOCK_M, pid // tiles_n // tiles_m, N, oD, oH, oW, stride_d, stride_h, stride_w,
+        pad_d, pad_h, pad_w, dil_d, dil_h, dil_w, step_d, step_h, step_w, inverse_d, inverse_h, inverse_w,
         TRANSPOSED, STRIDED, RANK, KD, KH, KW, BLOCK_M,
     )  # fmt: skip
     x_rows = row_of(n, d, h, w, D, H, W, RANK) * C
@@ -55,15 +55,15 @@ def _depthwise_kernel(
         at_d, at_h, at_w = u_d * move_d, u_h * move_h, u_w * move_w
         mask_x = (mask_m & inside(d + at_d, h + at_h, w + at_w, D, H, W, RANK))[:, None] & mask_n
         t = ((first_d + u_d * step_d) * KH + first_h + u_h * step_h) * KW + first_w + u_w * step_w
-        if TRANSPOSED:
+        if TRANSPOSED:  # w (taps, C)
             source = channel * MULTIPLIER + i % readers
-            weight = source
-        else:
+            weight = tl.cast(t, tl.int64) * C + source
+        else:  # w (taps, O)
             source = channel // MULTIPLIER
-            weight = channel
+            weight = tl.cast(t, tl.int64) * O + channel
         shift = row_of(u_d * 0, at_d, at_h, at_w, D, H, W, RANK) * C
         x = _load(x_ptr, (x_rows + shift)[:, None] + source, mask_x, ACC)
-        acc += x * _load(w_ptr, weight * (KD * KH * KW) + t, mask_n, ACC)
+        acc += x * _load(w_ptr, weight, mask_n, ACC)
 
     offs = y_row[:, None] * O + channel
     mask = mask_m[:, None] & mask_n
@@ -107,9 +107,12 @@ def _depthwise_bwd_weight_kernel(
         mask_m = offs_m < rows
         offs_dz = offs_m.to(tl.int64)[:, None] * O + channel[None, :]
         dz = _load(dz_ptr, offs_dz, mask_m[:, None] & mask_n[None, :], ACC)
-        x_d, x_h, x_w = (d * stride_d)[None, :] + t_d, (h * stride_h)[None, :] + t_h, (w * stride_w)[None, :] + t_w
+        x_d = (d * stride_d)[None, :] + t_d
+        x_h = (h * stride_h)[None, :] + t_h
+        x_w = (w * stride_w)[None, :] + t_w
         mask_x = mask_t[:, None] & mask_m[None, :] & inside(x_d, x_h, x_w, D, H, W, RANK)
-        offs_x = (row_of(n[None, :], x_d, x_h, x_w, D, H, W, RANK) * C)[:, :, None] + (channel // MULTIPLIER)[None, None, :]
+        x_rows = row_of(n[None, :], x_d, x_h, x_w, D, H, W, RANK) * C
+        offs_x = x_rows[:, :, None] + (channel // MULTIPLIER)[None, None, :]
         x = _load(x_ptr, offs_x, mask_x[:, :, None] & mask_n[None, None, :], ACC)
         dw += x * dz[None, :, :]
         if db_ptr is not None:

@@ -32,10 +32,10 @@ def _conv_kernel(
     """y = act(conv(x, w) + b + residual), x (N, D, H, W, C), y (N, oD, oH, oW, O), a (BLOCK_M rows, BLOCK_N channels of
     one group) tile of y a program; TRANSPOSED: the input gradient, from x = dz to y = dx, w being (C, ..., O / groups).
 
-    The sum over taps and channels is one loop, so that it is pipelined as one. MERGED: KW taps of the C channels of one
-    group at dilation 1 are KW C adjacent elements of a row of x as of w, and count as one tap of so many channels, which
-    few channels do not pad to BLOCK_K each. STRIDED: each residue of the positions of dx modulo the stride is a
-    convolution of stride 1 of its own, over the taps that meet it (`phase`).
+    The sum over taps and channels is one loop, so that it is pipelined as one. MERGED: KW taps of C channels, one group
+    and dilation 1, are KW C adjacent elements of a row of x as of w, and count as one tap of so many channels: few
+    channels would be padded to BLOCK_K in each. STRIDED: the positions of dx of each residue modulo the stride are a
+    convolution of stride 1 of their own, over the taps that meet them (`phase`).
     """
     tiles = tiles_m * tl.cdiv(group_o, BLOCK_N)
     pid = tl.program_id(0)
@@ -44,8 +44,8 @@ def _conv_kernel(
     (
         mask_m, y_row, n, d, h, w, move_d, move_h, move_w, first_d, first_h, first_w, taps_d, taps_h, taps_w
     ) = tile_rows(
-        pid_m.to(INDEX) * BLOCK_M, pid // tiles // groups, N, oD, oH, oW, stride_d, stride_h, stride_w, pad_d, pad_h, pad_w,
-        dil_d, dil_h, dil_w, step_d, step_h, step_w, inverse_d, inverse_h, inverse_w,
+        pid_m.to(INDEX) * BLOCK_M, pid // tiles // groups, N, oD, oH, oW, stride_d, stride_h, stride_w,
+        pad_d, pad_h, pad_w, dil_d, dil_h, dil_w, step_d, step_h, step_w, inverse_d, inverse_h, inverse_w,
         TRANSPOSED, STRIDED, RANK, KD, KH, KW, BLOCK_M,
     )  # fmt: skip
     x_rows = x_ptr + row_of(n, d, h, w, D, H, W, RANK) * C + group.to(tl.int64) * group_c
@@ -68,7 +68,7 @@ def _conv_kernel(
     steps = taps_d * taps_h * taps_w * blocks
     if STRIDED:  # never divide by 0, not even in an iteration that is prepared and then not run
         taps_h, taps_w = tl.maximum(taps_h, 1), tl.maximum(taps_w, 1)
-    for i in range(0, steps):
+    for i in range(steps):
         tap = i // blocks
         k = (i % blocks) * BLOCK_K + offs_k
         mask_k = k < run
@@ -91,15 +91,17 @@ def _conv_kernel(
             w_offs = k.to(tl.int64) * (KD * KH * KW) * group_o + t * group_o
         else:
             w_offs = t * run + k
-        weight = tl.load(w_columns[None, :] + w_offs[:, None], mask=mask_k[:, None] & mask_n[None, :], other=0.0)
+        mask_w = mask_k[:, None] & mask_n[None, :]
+        weight = tl.load(w_columns[None, :] + w_offs[:, None], mask=mask_w, other=0.0)
         acc = _dot(x, weight, acc, PRECISION, ACC)
 
     channel = (group * group_o + offs_n)[None, :].to(tl.int64)
     offs = y_row[:, None] * O + channel
     mask_n = mask_n[None, :]
     finish(
-        acc, b_ptr, residual_ptr, y_ptr, z_ptr, channel, offs, mask_n, mask_m[:, None] & mask_n, p0, p1, ACT, ACC, FAST
-    )
+        acc, b_ptr, residual_ptr, y_ptr, z_ptr, channel, offs, mask_n, mask_m[:, None] & mask_n, p0, p1,
+        ACT, ACC, FAST,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=[*SIZES[:-1], "rows_per_split"])
@@ -147,9 +149,10 @@ def _conv_bwd_weight_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC)
     for _ in range(0, rows_per_split, BLOCK_K):
         mask_k = offs_k < rows
+        # read as its transpose: a tile that is turned after the load is not fetched ahead on sm_80 and sm_120
         dz = tl.load(
-            dz_ptr + offs_k.to(tl.int64)[:, None] * O + columns_o[None, :],
-            mask=mask_k[:, None] & mask_o[None, :],
+            dz_ptr + offs_k.to(tl.int64)[None, :] * O + columns_o[:, None],
+            mask=mask_k[None, :] & mask_o[:, None],
             other=0.0,
         )
         x_d = d * stride_d - pad_d + t_d * dil_d
@@ -163,7 +166,7 @@ def _conv_bwd_weight_kernel(
             mask_x = (mask_k & inside(x_d, x_h, x_w, D, H, W, RANK))[:, None] & mask_c[None, :]
         x_rows = row_of(n, x_d, x_h, x_w, D, H, W, RANK) * C
         x = tl.load(x_ptr + x_rows[:, None] + columns_c[None, :], mask=mask_x, other=0.0)
-        acc = _dot(tl.trans(dz), x, acc, PRECISION, ACC)
+        acc = _dot(dz, x, acc, PRECISION, ACC)
         offs_k += BLOCK_K
         n, d, h, w = advance(n, d, h, w, oD, oH, oW, BLOCK_K, RANK)
 

@@ -1,7 +1,7 @@
 """What the convolution kernels share: which rows and taps meet, and the epilogue.
 
-A tensor (N, D, H, W, C) is a matrix of N D H W rows and C columns; dimensions before the last RANK are of size 1. Output
-row i and input row j of y = conv(x, w) meet in tap t where j = i stride - padding + t dilation.
+A tensor (N, D, H, W, C) is a matrix of N D H W rows and C columns; dimensions before the last RANK are of size 1.
+Output row i and input row j of y = conv(x, w) meet in tap t where j = i stride - padding + t dilation.
 """
 
 import triton
@@ -89,11 +89,12 @@ def tile_rows(
     TRANSPOSED: tl.constexpr, STRIDED: tl.constexpr, RANK: tl.constexpr,
     KD: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Rows start ... of the result (N, oD, oH, oW), of phase `at` where STRIDED: which exist, where they lie, n and (d, h, w)
-    that they meet in their first tap, by how much that moves from tap to tap, the taps' first number and count.
+    """BLOCK_M rows of the result (N, oD, oH, oW) from `start` on, of phase `at` where STRIDED: which exist, where they
+    lie, n and (d, h, w) that they meet in their first tap, by how much that moves from tap to tap, the first taps
+    and their counts.
 
-    Not TRANSPOSED, output rows meet input positions; TRANSPOSED, input rows meet output positions: one of another tap
-    each, and STRIDED, rows at a distance of the stride, numbered without gaps, those of the phase's taps.
+    The result is y, whose rows meet positions of x, or TRANSPOSED dx, whose rows meet positions of dz. STRIDED, a phase
+    is the rows whose positions have one residue modulo the stride, numbered without gaps.
     """
     count_d, count_h, count_w = oD, oH, oW
     first_d, first_h, first_w = 0, 0, 0

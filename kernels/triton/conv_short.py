@@ -1,7 +1,7 @@
 """Short depthwise convolution of one dimension, stride and dilation 1, as sequence models have it before their mixers.
 
-A program walks along its sequences and keeps the K - 1 rows of x that it has passed in registers: x is read once, where a
-tile of one row a tap would read it K times.
+A program walks along its sequences and keeps the K - 1 rows of x that it has passed in registers: x is read once,
+where a tile of one row a tap would read it K times.
 """
 
 import triton
@@ -33,7 +33,7 @@ def _conv1d_short_kernel(
     TRANSPOSED: tl.constexpr, K: tl.constexpr, ACT: tl.constexpr, ACC: tl.constexpr, FAST: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """y[l] = act(sum over t of w[t] x[l - padding + t] + b + residual[l]), x (N, L, C), y (N, oL, C), w (C, K); BLOCK_S
+    """y[l] = act(sum over t of w[t] x[l - padding + t] + b + residual[l]), x (N, L, C), y (N, oL, C), w (K, C); BLOCK_S
     strips of `strip` rows, a multiple of UNROLL, BLOCK_N channels a program. TRANSPOSED: w[K - 1 - t] for w[t]."""
     tiles_n = tl.cdiv(C, BLOCK_N)
     channel = ((tl.program_id(0) % tiles_n) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]).to(tl.int64)
@@ -42,7 +42,8 @@ def _conv1d_short_kernel(
     mask = exists & mask_n
     w = ()
     for t in tl.static_range(K):
-        w += (widen(tl.load(w_ptr + channel * K + (K - 1 - t if TRANSPOSED else t), mask=mask_n, other=0.0), ACC),)
+        tap = K - 1 - t if TRANSPOSED else t
+        w += (widen(tl.load(w_ptr + channel + tap * C, mask=mask_n, other=0.0), ACC),)
     window = ()
     for t in tl.static_range(K - 1):
         window += (_row(x_ptr, n, first - padding + t, L, C, channel, mask, ACC),)
@@ -57,7 +58,9 @@ def _conv1d_short_kernel(
             at = first + step + u
             mask_y = mask & (at < oL)
             offs = (n * oL + at) * C + channel
-            finish(acc, b_ptr, residual_ptr, y_ptr, z_ptr, channel, offs, mask_n, mask_y, p0, p1, ACT, ACC, FAST)
+            finish(
+                acc, b_ptr, residual_ptr, y_ptr, z_ptr, channel, offs, mask_n, mask_y, p0, p1, ACT, ACC, FAST
+            )
         window = rows[UNROLL:]
 
 
@@ -78,7 +81,7 @@ def _conv1d_short_bwd_weight_kernel(
     mask = exists & mask_n
     dw = ()
     window = ()
-    for t in tl.static_range(K):
+    for _ in tl.static_range(K):
         dw += (tl.zeros((BLOCK_S, BLOCK_N), ACC),)
     for t in tl.static_range(K - 1):
         window += (_row(x_ptr, n, first - padding + t, L, C, channel, mask, ACC),)

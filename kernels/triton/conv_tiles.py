@@ -26,6 +26,11 @@ _FP32 = (  # no tensor core
     Tile(64, 32, 16, 4, 3, 0.7),
     Tile(64, 16, 16, 4, 3, 0.4),
 )
+_FP32_WEIGHT = (  # three stages spilled 16 bytes on sm_80, 128 rows of dw 8 on sm_100
+    Tile(64, 64, 16, 4, 2, 1.0),
+    Tile(64, 32, 16, 4, 2, 0.7),
+    Tile(64, 16, 16, 4, 2, 0.4),
+)
 _TF32 = (
     Tile(128, 128, 32, 8, 3, 1.0),
     Tile(128, 64, 32, 4, 3, 0.8),
@@ -33,9 +38,9 @@ _TF32 = (
     Tile(128, 32, 32, 4, 3, 0.5),
     Tile(128, 16, 32, 4, 3, 0.3),
 )
-_HALF = (
+_HALF = (  # on 4 warps the second spilled 96 bytes on sm_80
     Tile(128, 128, 64, 8, 3, 1.0),
-    Tile(128, 64, 64, 4, 3, 0.8),
+    Tile(128, 64, 64, 8, 3, 0.8),
     Tile(64, 64, 64, 4, 3, 0.6),
     Tile(128, 32, 64, 4, 3, 0.5),
     Tile(128, 16, 64, 4, 3, 0.3),
@@ -61,8 +66,10 @@ def tiles(target, dtype, precision, weight):
         return _FP64
     if target.backend == "hip":
         return _HALF_HIP if dtype.itemsize == 2 else _FP32_HIP
+    if dtype == torch.float32 and precision == "ieee":
+        return _FP32_WEIGHT if weight else _FP32
     if dtype == torch.float32:
-        return _TF32 if precision == "tf32" else _FP32
+        return _TF32
     return _HALF
 
 
@@ -72,24 +79,33 @@ def choose_tile(target, dtype, precision, weight, M, N, copies):
 
     def cost(tile):
         count = copies * triton.cdiv(M, tile.BLOCK_M) * triton.cdiv(N, tile.BLOCK_N)
-        # of dw, the rows are split until the chip is full
-        return (count if weight else triton.cdiv(count, target.num_sms)) * tile.BLOCK_M * tile.BLOCK_N / tile.speed
+        waves = (
+            count if weight else triton.cdiv(count, target.num_sms)
+        )  # dw's rows are split to fill the chip
+        return waves * tile.BLOCK_M * tile.BLOCK_N / tile.speed
 
     return min(tiles(target, dtype, precision, weight), key=cost)
 
 
-def depth(tile, run):
-    """BLOCK_K for sums of `run` channels a tap: no wider than they are."""
-    return min(tile.BLOCK_K, max(16, triton.next_power_of_2(run)))
+# Channels below which the taps of a row are summed as one (conv_gemm.py): each alone would be padded to the 16 that a
+# tensor core takes.
+FEW_CHANNELS = 16
 
 
-def merges(tile, C, KW):
-    """Whether KW C channels of one tap are padded less than C channels of KW taps."""
+def depth(tile, run, merged):
+    """BLOCK_K for taps of `run` channels: the tile's, or the widest that pads them by less than an eighth.
 
-    def padded(run):
-        return triton.cdiv(run, depth(tile, run)) * depth(tile, run)
+    16 for merged taps: their masks are of elements, not of rows, and at 32 they spilled on sm_80.
+    """
+    if merged:
+        return 16
+    fits = [k for k in (64, 32, 16) if k <= tile.BLOCK_K]
+    return next((k for k in fits if 8 * (triton.cdiv(run, k) * k - run) <= run), 16)
 
-    return padded(KW * C) < KW * padded(C)
+
+def weight_depth(tile, dtype, merged):
+    """BLOCK_K of dw: the tile's; of merged taps 64 bytes, as more spilled on sm_80 and sm_90."""
+    return max(16, min(tile.BLOCK_K, 64 // dtype.itemsize)) if merged else tile.BLOCK_K
 
 
 def depthwise_tile(target, dtype, C):
@@ -97,7 +113,9 @@ def depthwise_tile(target, dtype, C):
     if target.backend == "interpreter":
         return {"BLOCK_M": 8, "BLOCK_N": 4, "num_warps": 4}
     block_n = min(triton.next_power_of_2(C), 128 // dtype.itemsize)
-    return {"BLOCK_M": min(128, 4 * 32 * 16 // dtype.itemsize // block_n), "BLOCK_N": block_n, "num_warps": 4}
+    threads = 4 * (64 if target.backend == "hip" else 32)
+    block_m = min(128, threads * 16 // dtype.itemsize // block_n)
+    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "num_warps": 4}
 
 
 def short_tile(target, dtype, C):

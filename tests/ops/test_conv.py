@@ -52,7 +52,8 @@ def case(function, x, w, act=None, bias=True, residual=False, last=False, large=
 
 
 class TestConv(OpSuite):
-    backends = KERNELS
+    backends = ("triton", *KERNELS)
+    interpreted = 1
 
     @staticmethod
     def call(x, w, b, residual, function, act, last, **options):
@@ -168,7 +169,7 @@ def test_conv1d_of_channels_that_lie_together():
     assert dx.mT.is_contiguous()
 
 
-@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("backend", ["triton", *KERNELS])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_nan_and_inf_stay_where_they_come_from(backend, groups):
     """A NaN or infinity in x reaches the outputs that see it and no other; one in dy the inputs behind it."""

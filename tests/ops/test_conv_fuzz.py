@@ -143,6 +143,13 @@ def test_all_combinations(backend, first):
     check(backend, range(first, first + GROUP))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, 300, GROUP))
+def test_combinations_on_triton(first):
+    """Fewer, without a GPU, than of the others: the interpreter takes seconds for one."""
+    check("triton", range(first, first + GROUP))
+
+
 def test_combinations_reach_every_option():
     seen = [problem(number) for number in range(300)]
     functions = {function for function, _, _ in seen}

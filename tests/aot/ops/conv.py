@@ -1,4 +1,4 @@
-"""The convolution kernels: every tile of the implicit products, plain, gathering with a stride, and with merged taps."""
+"""The convolution kernels: every tile of the implicit products, plain, with a stride to gather from, taps merged."""
 
 import torch
 
@@ -13,12 +13,14 @@ SHAPES = {
     "3x3": (128, 128, (1, 56, 56), (1, 3, 3), 1, 1),
     "3x3s2": (128, 128, (1, 56, 56), (1, 3, 3), 2, 1),
     "7x7s2c3": (3, 64, (1, 224, 224), (1, 7, 7), 2, 1),
+    "3x3g4": (128, 128, (1, 56, 56), (1, 3, 3), 1, 4),
     "dw3x3": (128, 128, (1, 56, 56), (1, 3, 3), 1, 128),
     "dw3x3s2": (128, 128, (1, 56, 56), (1, 3, 3), 2, 128),
     "dw3x3c2": (64, 128, (1, 56, 56), (1, 3, 3), 1, 64),
     "dw4": (768, 768, (1, 1, 2048), (1, 1, 4), 1, 768),
     "dw8": (768, 768, (1, 1, 2048), (1, 1, 8), 1, 768),
 }
+GEMMS = (("3x3", False), ("3x3s2", True), ("3x3g4", False), ("7x7s2c3", False))
 DIRECT = (  # kernel, shape, transposed; the first of a kernel is the default suite's
     ("_depthwise_kernel", "dw3x3", False),
     ("_depthwise_kernel", "dw3x3c2", False),
@@ -38,17 +40,24 @@ def cases():
             common = {"module": "conv", "target": target, "dtype": dtype}
             first = target == "sm_90" and dtype == "bfloat16"
             for kernel, shape, transposed in DIRECT:
-                default = first and (kernel, shape, transposed) == next(d for d in DIRECT if d[0] == kernel)
-                yield common | {"kernel": kernel, "shape": shape, "transposed": transposed, "default": default}
-            for precision in ("ieee", "tf32") if dtype == "float32" and device.target.backend == "cuda" else ("ieee",):
+                default = first and shape == next(s for k, s, _ in DIRECT if k == kernel)
+                yield common | {
+                    "kernel": kernel, "shape": shape, "transposed": transposed, "default": default,
+                    "wide": shape != "dw3x3c2",
+                }  # fmt: skip
+            tf32 = dtype == "float32" and device.target.backend == "cuda"
+            for precision in ("ieee", "tf32") if tf32 else ("ieee",):
                 dots = has_tensor_core(target, dtype) or precision == "tf32"
                 for kernel in (GEMM, WEIGHT):
-                    tiles = conv_tiles.tiles(device.target, getattr(torch, dtype), precision, kernel == WEIGHT)
+                    key = device.target, getattr(torch, dtype), precision, kernel == WEIGHT
+                    tiles = conv_tiles.tiles(*key)
                     for i, tile in enumerate(tiles):
-                        for shape, transposed in (("3x3", False), ("3x3s2", True), ("7x7s2c3", False)):
+                        for shape, transposed in GEMMS:
                             if kernel == WEIGHT and transposed:
                                 continue
-                            if shape == "7x7s2c3" and (tile.BLOCK_M, tile.BLOCK_N) not in ((64, 64), (64, 32)):
+                            if shape == "7x7s2c3" and tile.BLOCK_N > 64:
+                                continue  # more columns than it has
+                            if shape == "3x3g4" and (tile.BLOCK_N != 32 or kernel == WEIGHT):
                                 continue
                             yield common | {
                                 "kernel": kernel, "shape": shape, "transposed": transposed, "precision": precision,
@@ -61,8 +70,8 @@ def launch(case, target):
     dtype = getattr(torch, case["dtype"])
     conv.target_of = lambda x: target
     if "tile" in case:
-        weight = case["kernel"] == WEIGHT
-        conv.choose_tile = lambda *key: conv_tiles.tiles(target, dtype, case["precision"], weight)[case["tile"]]
+        tiles = conv_tiles.tiles(target, dtype, case["precision"], case["kernel"] == WEIGHT)
+        conv.choose_tile = lambda *key: tiles[case["tile"]]
         conv.conv_precision = lambda target, dtype: case["precision"]
     conv.sum_rows = lambda partial, dtype: partial.sum(0)
     conv.column_sums = lambda dz: dz.sum(0)
