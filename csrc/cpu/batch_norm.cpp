@@ -70,12 +70,14 @@ bool whole(const BatchNorm& a, int threads) { return a.I * a.C >= 4 * threads; }
 // fwd or bwd of all planes or rows, inside a parallel region.
 template <class Unit, class Rows>
 void elementwise(const BatchNorm& a, Unit unit, Rows rows) {
-  // at least 16 KB a task, of one unit's planes, or of one instance's rows
+  // at least 16 KB a task, of one unit's planes, or of one instance's rows; in the order of memory
   if (a.L > 1) {
     const int64_t m = std::max<int64_t>(1, 4096 / a.L), tasks = ceil_div(a.N, m);
 #pragma omp for schedule(static)
-    for (int64_t t = 0; t < a.I * a.C * tasks; ++t)
-      unit(t / tasks, t % tasks * m, std::min(a.N, (t % tasks + 1) * m));
+    for (int64_t t = 0; t < a.I * tasks * a.C; ++t) {
+      const int64_t n = t / a.C % tasks * m;
+      unit(t / (tasks * a.C) * a.C + t % a.C, n, std::min(a.N, n + m));
+    }
     return;
   }
   const int64_t m = std::max<int64_t>(8, 4096 / a.C), tasks = ceil_div(a.N, m);
@@ -151,7 +153,6 @@ void batch_norm_fwd(int dtype, int w_dtype, BatchNorm a, const void* w, const vo
   const int64_t units = a.I * a.C, elements = units * a.N * a.L;
   double* const squares = partial + a.I * stripes * a.C;
   const bool fused = a.L > 1 && !given && a.y && whole(a, threads);
-  a.streamed = (a.residual ? 3 : 2) * elements * ITEM[dtype] >= STREAMED;
 #pragma omp parallel num_threads(threads) if (elements > SERIAL)
   {
     if (a.L > 1 && !given) {

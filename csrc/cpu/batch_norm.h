@@ -21,7 +21,7 @@ struct BatchNorm {
   double p0, p1;
   bool from_output;  // saved is y, from which act's derivative is had; else it is what was added
   bool training;     // the moments are x's own: its gradient passes through them
-  bool streamed;     // y, or dx, past the caches
+  bool streamed;     // dx past the caches; y is what the next layer reads
   const void* x;        // S
   const void* residual; // S
   const void* saved;    // S

@@ -245,7 +245,6 @@ template <class S, class T>
 void unit_fwd(const BatchNorm& a, int64_t unit, int64_t first, int64_t last) {
   const auto c = channel_of<T>(a, unit);
   planes(a, unit, first, last, [&](const Piece& p) { forward<S, Same<T>, T>(a, p, c); });
-  if (a.streamed) drain();
 }
 
 template <class S, class T>
@@ -374,7 +373,6 @@ template <class S, class T>
 void rows_fwd(const BatchNorm& a, int64_t first, int64_t last) {
   const auto c = channels_of<T>(a, first / a.N);
   rows(a, first, last, [&](const Piece& p, int64_t j) { forward<S, const T*, T>(a, p, c + j); });
-  if (a.streamed) drain();
 }
 
 // Rows whose sums are added up in T before they join a stripe's in double.
