@@ -55,7 +55,9 @@ class TestMaxPool(OpSuite):
         case("max_pool2d", (2, 4, 33, 50), 5, 3, (2, 1), 2, large=True),
         case("adaptive_max_pool2d", (2, 19, 23, 17), (5, 4), large=True, last=True),
     )
-    takes = staticmethod(lambda case, backend, few=(*cases[:3], cases[6]): backend != "numba" or case in few)
+    takes = staticmethod(
+        lambda case, backend, few=(*cases[:3], cases[6]): GPU or backend != "numba" or case in few
+    )
 
 
 class TestAvgPool(OpSuite):
@@ -74,7 +76,9 @@ class TestAvgPool(OpSuite):
         case("adaptive_avg_pool2d", (2, 19, 70, 61), 1, large=True, last=True),
         case("adaptive_avg_pool2d", (2, 5, 70, 61), (1, 3), large=True),
     )
-    takes = staticmethod(lambda case, backend, few=(*cases[:2], cases[5]): backend == "cpp" or case in few)
+    takes = staticmethod(
+        lambda case, backend, few=(*cases[:2], cases[5]): GPU or backend == "cpp" or case in few
+    )
 
 
 def results(function, x):
