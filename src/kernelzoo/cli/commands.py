@@ -124,7 +124,7 @@ def train(
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(help="30, of a series 100, of images and photographs 60.", rich_help_panel=_TAB),
+        typer.Option(help="30, of a series 100, of images 60, of photographs 40.", rich_help_panel=_TAB),
     ] = None,
     optimizer: Annotated[
         str | None, typer.Option(help="sgd, momentum, rmsprop, adam, adamw.", rich_help_panel=_TAB)

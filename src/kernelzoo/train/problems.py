@@ -202,8 +202,10 @@ class PictureProblem(Problem):
         return {"num_classes": len(self.subject.classes), "num_channels": 3}
 
     def suited(self) -> dict[str, Any]:
-        # 64 channels and more are for larger sets than two photographs
-        return {"width": 16, "depth": 3} if self.config.model == "unet" else {}
+        # 64 channels and more are for larger sets than two photographs. A batch norm puts a crop's colours, which the
+        # classes are about, in relation to those of the batch's other crops: after 60 epochs at a rate of 3e-3 its
+        # training loss was 0.21, without it after 20 at 2e-3 0.10
+        return {"width": 16, "depth": 3, "batch_norm": False} if self.config.model == "unet" else {}
 
     def identity(self) -> dict[str, Any]:
         return {"augment": repr(self.augment), "tile": self.config.tile}
