@@ -26,9 +26,9 @@ _FP32 = (  # no tensor core
     Tile(64, 32, 16, 4, 3, 0.7),
     Tile(64, 16, 16, 4, 3, 0.4),
 )
-_FP32_WEIGHT = (  # three stages spilled 16 bytes on sm_80, 128 rows of dw 8 on sm_100
-    Tile(64, 64, 16, 4, 2, 1.0),
-    Tile(64, 32, 16, 4, 2, 0.7),
+_FP32_WEIGHT = (  # on 4 warps the first spilled 8 bytes on sm_80, as did 64 x 32
+    Tile(64, 64, 16, 8, 2, 1.0),
+    Tile(32, 32, 32, 4, 2, 0.6),
     Tile(64, 16, 16, 4, 2, 0.4),
 )
 _TF32 = (
