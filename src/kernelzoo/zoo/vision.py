@@ -16,7 +16,6 @@ from torch import Tensor
 
 from .. import nn as kz_nn
 from ..ops.core import ArgumentTypeError
-from . import plain
 from .base import ArgumentError, Pretrained
 from .registry import register
 
@@ -84,20 +83,14 @@ def _variant(base: type[ImageModel], name: str, defaults: dict[str, Any]) -> typ
     return type(name, (base,), members)
 
 
-def with_act(nn: Any, layer: str) -> Any:
-    """nn's layer that takes `act=` and `residual=`; composed of torch's functions where nn has none."""
-    found = getattr(nn, layer)
-    return getattr(plain, layer) if found is getattr(torch.nn, layer) else found
-
-
 def conv(nn: Any, *sizes: Any, act: str | None = None, **how: Any) -> torch.nn.Module:
     """nn.Conv2d, y = act(conv(x) + b)."""
-    return with_act(nn, "Conv2d")(*sizes, act=act, **how)
+    return nn.Conv2d(*sizes, act=act, **how)
 
 
 def batch_norm(nn: Any, channels: int, act: str | None = None, **how: Any) -> torch.nn.Module:
     """nn.BatchNorm2d, y = act(norm(x) + residual)."""
-    return with_act(nn, "BatchNorm2d")(channels, act=act, **how)
+    return nn.BatchNorm2d(channels, act=act, **how)
 
 
 class Chain(kz_nn.Sequential):
