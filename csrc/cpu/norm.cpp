@@ -58,7 +58,7 @@ void norm_fwd(int dtype, int w_dtype, NormRows a, int64_t M, int threads) {
   const Bytes w = widened(a.w, w_dtype, dtype, a.n, false), b = widened(a.b, w_dtype, dtype, a.n, false);
   a.w = w.get();
   a.b = b.get();
-  a.streamed = (a.other ? 4 : 2) * M * a.n * ITEM[dtype] >= STREAMED;
+  a.streamed = (a.other ? 4 : 2) * M * a.n * ITEM[dtype] >= NORM_STREAMED;
   // 8 rows or 16 KB a task
   const int64_t rows = std::max<int64_t>(8, 4096 / a.n), tasks = ceil_div(M, rows);
 #pragma omp parallel num_threads(threads) if (M * a.n > SERIAL)
@@ -74,7 +74,7 @@ void norm_bwd(int dtype, int w_dtype, NormRows a, void* dw, void* db, double* pa
   const NormKernels& k = norm(dtype);
   const Bytes w = widened(a.w, w_dtype, dtype, a.n, true);
   a.w = w.get();
-  a.streamed = (a.ds ? 4 : 3) * M * a.n * ITEM[dtype] >= STREAMED;
+  a.streamed = (a.ds ? 4 : 3) * M * a.n * ITEM[dtype] >= NORM_STREAMED;
   const int64_t rows = std::max<int64_t>(NORM_ROWS, ceil_div(M, blocks));
   double* const dw_partial = dw ? partial : nullptr;
   double* const db_partial = db ? partial + blocks * a.n : nullptr;

@@ -4,7 +4,6 @@
 // for double, float for the rest.
 #pragma once
 
-#include "caches.h"
 #include "isa.h"
 
 namespace kernelzoo {
@@ -13,6 +12,10 @@ namespace kernelzoo {
 constexpr int64_t NORM_BLOCK = 1024;
 // Rows whose weight gradients are added up in T before they join a block's in double.
 constexpr int64_t NORM_ROWS = 32;
+
+// Bytes of a call's rows, read and written, that no last-level cache of a few cores holds: a result that would be gone
+// before anyone reads it is streamed past the caches.
+constexpr int64_t NORM_STREAMED = 32 << 20;
 
 // (M, n), contiguous; null where absent. mean is null for rms_norm.
 struct NormRows {
