@@ -31,9 +31,8 @@ void max_pool_fwd(int dtype, const Pool& a, int threads) {
        rows ? k.rows_fwd : k.lanes_fwd, a);
 }
 
-void max_pool_bwd(int dtype, Pool a, int threads) {
+void max_pool_bwd(int dtype, const Pool& a, int threads) {
   const PoolKernels& k = pool(dtype);
-  a.streamed = a.batch * a.in[0] * a.in[1] * a.in[2] * a.lanes * ITEM[dtype] >= STREAMED / 2;
   const bool rows = by_rows(a);
   each(a.batch * a.in[0] * a.in[1], a.in[2] * a.lanes, rows ? pool_rows_scratch(a) : pool_lanes_scratch(a), threads,
        rows ? k.rows_bwd : k.lanes_bwd, a);

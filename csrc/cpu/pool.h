@@ -2,7 +2,6 @@
 // gradients of the outputs that took it. kernels/pool.py makes the tables.
 #pragma once
 
-#include "caches.h"
 #include "isa.h"
 
 namespace kernelzoo {
@@ -21,9 +20,6 @@ struct Pool {
   const void* dy;
   void* dx;
   void* index;
-  // dx past the caches, by lanes. Not by rows: reading back what was just written piecemeal waits for the streamed
-  // stores before it (16x64x112x112: 36 ms for 10).
-  bool streamed;
 };
 
 struct PoolKernels {
@@ -54,11 +50,10 @@ struct PoolPhases {
   }
 };
 
-// Bytes: the rows of a window or of what covers a row, and for each position what covers it, 16 bytes a place; the lanes
-// of an input.
+// Bytes: the rows of a window or of what covers a row, and for each position what covers it: 16 bytes a place.
 inline int64_t pool_lanes_scratch(const Pool& a) {
   const int64_t rows = a.kernel[0] * a.kernel[1] + a.most[0] * a.most[1];
-  return 16 * (rows + a.in[2] * a.most[2]) + 8 * (a.in[2] + a.lanes);
+  return 16 * (rows + a.in[2] * a.most[2]) + 8 * a.in[2];
 }
 // Bytes: phases; values, choices and the converted row (twice: in, out), of 8 bytes an element.
 inline int64_t pool_rows_scratch(const Pool& a) {
@@ -67,6 +62,6 @@ inline int64_t pool_rows_scratch(const Pool& a) {
 }
 
 void max_pool_fwd(int dtype, const Pool& a, int threads);
-void max_pool_bwd(int dtype, Pool a, int threads);
+void max_pool_bwd(int dtype, const Pool& a, int threads);
 
 }  // namespace kernelzoo

@@ -38,7 +38,6 @@ void resample(int dtype, Resample a, int threads) {
   const int64_t rows = a.batch * a.out[0] * a.out[1];
   const int64_t width = std::max(a.out[2], a.in[2]) * a.lanes;
   const int64_t step = width < SERIAL / 4 ? SERIAL / 4 / width : 1, tasks = ceil_div(rows, step);
-  a.streamed = a.lanes > 1 && rows * a.out[2] * a.lanes * ITEM[dtype] >= STREAMED / 2;
   std::unique_ptr<Spread> spread;
   if (a.lanes == 1 && dtype != F64) spread.reset(new Spread(a));
   if (spread && !spread->weights.empty()) {

@@ -2,7 +2,6 @@
 // kernels/pool.py makes the tables.
 #pragma once
 
-#include "caches.h"
 #include "isa.h"
 
 namespace kernelzoo {
@@ -22,7 +21,6 @@ struct Resample {
   const float* spread;   // (most[2], n): weights of the outputs' taps
   const int32_t* first;  // (n), n = outputs in whole vectors
   const int32_t* count;
-  bool streamed;  // y past the caches, by lanes: see pool.h
 };
 
 struct ResampleKernels {
@@ -33,9 +31,9 @@ struct ResampleKernels {
 
 KERNELZOO_TABLES(ResampleKernels, resample)
 
-// Bytes: a converted row, the rows' sum, the same in double, and a row of results (or one output's lanes).
+// Bytes: a converted row, the rows' sum, the same in double, and a row of results.
 inline int64_t resample_scratch(const Resample& a) {
-  return 8 * (3 * a.in[2] * a.lanes + 64 + ceil_div(a.out[2], 16) * 16 + a.lanes);
+  return 8 * (3 * a.in[2] * a.lanes + 64 + ceil_div(a.out[2], 16) * 16);
 }
 
 void resample(int dtype, Resample a, int threads);

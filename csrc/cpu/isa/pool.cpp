@@ -4,8 +4,6 @@
 
 #include "../tile.h"
 
-#include "stream.h"
-
 #include "vectors.h"
 
 // Where something lies, and its share of what index holds: a row's and a position's share add up, to the tap's number
@@ -213,7 +211,6 @@ void lanes_bwd_of(const Pool& a, int64_t first, int64_t last, Place* scratch) {
   Place* const rows = scratch;
   Place* const outputs = rows + a.most[0] * a.most[1];  // most[2] for each position
   int64_t* const counts = reinterpret_cast<int64_t*>(outputs + a.most[2] * a.in[2]);
-  S* const own = reinterpret_cast<S*>(counts + a.in[2]);
   for (int64_t w = 0; w < a.in[2]; ++w) counts[w] = outputs_over(a, w, outputs + a.most[2] * w);
   Covers covers = {};
   covers.rows = rows;
@@ -225,17 +222,13 @@ void lanes_bwd_of(const Pool& a, int64_t first, int64_t last, Place* scratch) {
     for (int64_t w = 0; w < a.in[2]; ++w) {
       covers.outputs = outputs + a.most[2] * w;
       covers.output_count = counts[w];
-      S* const to = static_cast<S*>(a.dx) + (row * a.in[2] + w) * L;
-      const bool streaming = streams(a.streamed, to, L * sizeof(S));
-      S* const dx = streaming ? own : to;
+      S* dx = static_cast<S*>(a.dx) + (row * a.in[2] + w) * L;
       int64_t l = 0;
       for (; l + 4 * W <= L; l += 4 * W) lanes_collect<S, T, I, 4>(dy + l, index + l, covers, dx + l);
       for (; l + W <= L; l += W) lanes_collect<S, T, I, 1>(dy + l, index + l, covers, dx + l);
       for (; l < L; ++l) lane_collect<S, T, I>(dy + l, index + l, covers, dx + l);
-      if (streaming) stream(to, own, L * sizeof(S));
     }
   }
-  if (a.streamed) drain();
 }
 
 // ---- along rows

@@ -4,8 +4,6 @@
 
 #include "../tile.h"
 
-#include "stream.h"
-
 #include "vectors.h"
 
 // Terms that are added up in T before they join a sum in double: the error of a large window stays a small one's.
@@ -74,14 +72,12 @@ inline void lanes_taps(const T* x, const T* edge, int64_t stride, const T* by, i
 
 // y = the taps of a row of W positions of L lanes; outer: the divisor of depth and height.
 template <class S, class T>
-void row_lanes(const Resample& a, const T* x, T outer, S* own, S* to) {
+void row_lanes(const Resample& a, const T* x, T outer, S* y) {
   constexpr int64_t W = WIDTH<T>;
   const int32_t* table = a.table + 3 * (a.out[0] + a.out[1]);
   const T* inner = a.divisors ? static_cast<const T*>(a.divisors) + a.out[0] + a.out[1] : nullptr;
   const T* edge = x + (a.in[2] - 1) * a.lanes;
-  for (int64_t ow = 0; ow < a.out[2]; ++ow, table += 3, to += a.lanes) {
-    const bool streaming = streams(a.streamed, to, a.lanes * sizeof(S));
-    S* const y = streaming ? own : to;
+  for (int64_t ow = 0; ow < a.out[2]; ++ow, table += 3, y += a.lanes) {
     const T* from = x + table[0] * a.lanes;
     const T* by = static_cast<const T*>(a.weights) + table[2];
     const T divisor = inner ? outer * inner[ow] : T(1);
@@ -99,7 +95,6 @@ void row_lanes(const Resample& a, const T* x, T outer, S* own, S* to) {
       }
       narrowed_one(static_cast<T>(total) / divisor, y + l);
     }
-    if (streaming) stream(to, own, L * sizeof(S));
   }
 }
 
@@ -184,18 +179,17 @@ void rows(const Resample& a, int64_t begin, int64_t end, void* scratch) {
     const int32_t* d = a.table + 3 * od;
     const int32_t* h = a.table + 3 * (a.out[0] + oh);
     S* y = static_cast<S*>(a.y) + row * m;
-    if (row > begin && oh > 0 && !by && !a.streamed && std::memcmp(h, h - 3, 3 * sizeof *h) == 0) {  // as nearest repeats rows
+    if (row > begin && oh > 0 && !by && std::memcmp(h, h - 3, 3 * sizeof *h) == 0) {  // as nearest repeats rows
       std::memcpy(y, y - m, m * sizeof(S));
       continue;
     }
     const T* x = rows_sum<S, T>(a, b, d, h, buffer, sum, total);
     const T outer = by ? by[od] * by[a.out[0] + oh] : T(1);
     if (a.lanes > 1)
-      row_lanes<S, T>(a, x, outer, reinterpret_cast<S*>(result), y);
+      row_lanes<S, T>(a, x, outer, y);
     else
       row_ones<S, T>(a, sum, outer, result, y);
   }
-  if (a.streamed) drain();
 }
 
 const ResampleKernels TABLES[DTYPES] = {{rows<double, double>}, {rows<float, float>}, {rows<Bf16, float>},
