@@ -20,6 +20,10 @@ _FP64 = (
     Tile(64, 32, 16, 4, 3, 0.7),
     Tile(32, 16, 16, 4, 3, 0.4),
 )
+_FP64_WEIGHT = (  # on 4 warps the first spilled 264 bytes on sm_90, taps merged
+    Tile(64, 64, 16, 8, 2, 1.0),
+    Tile(32, 16, 16, 4, 2, 0.4),
+)
 _FP32 = (  # no tensor core
     Tile(128, 64, 16, 8, 3, 1.0),
     Tile(64, 64, 16, 4, 3, 0.9),
@@ -31,13 +35,14 @@ _FP32_WEIGHT = (  # on 4 warps the first spilled 8 bytes on sm_80, as did 64 x 3
     Tile(32, 32, 32, 4, 2, 0.6),
     Tile(64, 16, 16, 4, 2, 0.4),
 )
-_TF32 = (
+_TF32 = (  # on 4 warps the second spilled 172 bytes on sm_120, taps merged
     Tile(128, 128, 32, 8, 3, 1.0),
-    Tile(128, 64, 32, 4, 3, 0.8),
+    Tile(128, 64, 32, 8, 3, 0.8),
     Tile(64, 64, 32, 4, 3, 0.6),
     Tile(128, 32, 32, 4, 3, 0.5),
     Tile(128, 16, 32, 4, 3, 0.3),
 )
+_TF32_WEIGHT = (_TF32[0], Tile(128, 64, 32, 4, 3, 0.8), *_TF32[2:])  # on 8 it spilled 64 bytes on sm_100
 _HALF = (  # on 4 warps the second spilled 96 bytes on sm_80
     Tile(128, 128, 64, 8, 3, 1.0),
     Tile(128, 64, 64, 8, 3, 0.8),
@@ -63,13 +68,13 @@ def tiles(target, dtype, precision, weight):
     if target.backend == "interpreter":
         return _INTERPRETED
     if dtype == torch.float64:
-        return _FP64
+        return _FP64_WEIGHT if weight else _FP64
     if target.backend == "hip":
         return _HALF_HIP if dtype.itemsize == 2 else _FP32_HIP
     if dtype == torch.float32 and precision == "ieee":
         return _FP32_WEIGHT if weight else _FP32
     if dtype == torch.float32:
-        return _TF32
+        return _TF32_WEIGHT if weight else _TF32
     return _HALF
 
 
