@@ -62,8 +62,6 @@ def cases():
 
 def launch(case, target):
     rnn.target_of = lambda x: target
-    if "tile" in case:  # TRY
-        rnn.persistent_tile = lambda *a: case["tile"]  # TRY
     dtype = getattr(torch, case["dtype"])
     mode, B, H = case["mode"], case["B"], case["H"]
     options = case["options"].split("+")
