@@ -336,7 +336,7 @@ def _normalise(
     if leaves_to_torch(x, FEW) and (residual is None or getattr(residual, "shape", None) == x.shape):
         try:
             if (
-                name == "batch_norm" and x.numel() > x.size(1) and eps > 0
+                name == "batch_norm" and x.dim() > 1 and x.numel() > x.size(1) and eps > 0
             ):  # what torch's own Python would check
                 y = torch.batch_norm(
                     x, weight, bias, running_mean, running_var, training, momentum, eps, False
