@@ -7,8 +7,8 @@ import torch
 
 import kernelzoo as kz
 from kernelzoo.ops.attention import AttentionFunction, reference
-from kernelzoo.verify.rule import FLOOR_EPS, FLOOR_EPS_FP64, error
 
+from ..fuzz import judge_together, keep
 from ..harness import DTYPES, GPU, device_of, need
 
 KERNELS = ("triton", "cpp", "numba")
@@ -117,17 +117,8 @@ def check(backend, numbers):
         for i, (a, b, c) in enumerate(zip(ours, theirs, exact, strict=True)):
             size = c.abs().max() if c.numel() else 0
             if size:
-                kind = found.setdefault((i, a.dtype), ([], [], [], []))
-                for kept, t in zip(kind, (a, b, c), strict=False):
-                    kept.append((t.double() / size).flatten().detach())
-                kind[3].append((number, error(a, c)))
-    for (i, dtype), (a, b, c, errors) in found.items():
-        floor = FLOOR_EPS_FP64 if dtype == torch.float64 else FLOOR_EPS
-        limit = 2 * error(torch.cat(b), torch.cat(c)) + floor * torch.finfo(dtype).eps
-        number, worst = max(errors, key=lambda one: one[1])
-        assert error(torch.cat(a), torch.cat(c)) <= limit, (
-            f"result {i} in {dtype}: {worst:.3e} in combination {number}, allowed {limit:.3e}"
-        )
+                keep(found, (i, a.dtype), number, size, a, b, c)
+    judge_together(found)
 
 
 @pytest.mark.parametrize("backend", KERNELS)

@@ -8,8 +8,8 @@ import torch
 import kernelzoo as kz
 import kernelzoo.functional as F
 from kernelzoo.ops.activation import parse
-from kernelzoo.verify.rule import FLOOR_EPS, FLOOR_EPS_FP64, error
 
+from ..fuzz import judge_together, keep
 from ..harness import DTYPES, need
 from .test_conv import KERNELS, channels_innermost, plain
 
@@ -116,17 +116,8 @@ def check(backend, numbers):
             assert a.isfinite().all(), f"result {i} in combination {number}"
             size = c.abs().max()
             if size:
-                kept = found.setdefault((i, a.dtype), ([], [], [], []))
-                for values, t in zip(kept, (a, b, c), strict=False):
-                    values.append((t.double() / size).flatten().detach())
-                kept[3].append((number, error(a, c)))
-    for (i, dtype), (a, b, c, errors) in found.items():
-        floor = FLOOR_EPS_FP64 if dtype == torch.float64 else FLOOR_EPS
-        limit = 2 * error(torch.cat(b), torch.cat(c)) + floor * torch.finfo(dtype).eps
-        number, worst = max(errors, key=lambda one: one[1])
-        assert error(torch.cat(a), torch.cat(c)) <= limit, (
-            f"result {i} in {dtype}: {worst:.3e} in combination {number}, allowed {limit:.3e}"
-        )
+                keep(found, (i, a.dtype), number, size, a, b, c)
+    judge_together(found)
 
 
 @pytest.mark.parametrize("backend", KERNELS)

@@ -130,6 +130,7 @@ def test_ties_nan_and_inf_choose_as_torch(backend, name, shape, args):
             assert len(ours) == len(theirs)
             for a, b in zip(ours, theirs, strict=True):
                 assert a.dtype == b.dtype
+                # NaN and inf are at stake; a gradient may be summed in another order
                 torch.testing.assert_close(a, b, rtol=0, atol=1e-6, equal_nan=True)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import nn as kz_nn
 from .base import ArgumentError, check_one_of
 from .registry import register
-from .vision import ImageModel, Pair, batch_norm, conv, he_fan_out, initialise, variants
+from .vision import ImageModel, Pair, he_fan_out, initialise, variants
 from .vit import pair
 
 
@@ -79,8 +79,8 @@ class CNN(SizedImageModel):
         check_one_of("cnn", "padding", padding, ("valid", "same"))
         loss = 2 if padding == "valid" else 0
         positions = left("cnn", image_size, (loss, 2), (loss, 2))
-        self.conv1 = conv(nn, num_channels, filters[0], 3, padding=padding, act="relu")
-        self.conv2 = conv(nn, *filters, 3, padding=padding, act="relu")
+        self.conv1 = nn.Conv2d(num_channels, filters[0], 3, padding=padding, act="relu")
+        self.conv2 = nn.Conv2d(*filters, 3, padding=padding, act="relu")
         self.pool = nn.MaxPool2d(2)
         self.dropout = nn.Dropout(dropout)
         self.hidden = nn.Linear(filters[1] * positions, hidden, act="relu")
@@ -117,9 +117,9 @@ class LeNet(SizedImageModel):
     ) -> None:
         super().__init__(dict(locals()))
         positions = left("lenet", image_size, (4 - 2 * padding, 2), (4, 2), (4, 1))
-        self.conv1 = conv(nn, num_channels, 6, 5, padding=padding, act="tanh")
-        self.conv2 = conv(nn, 6, 16, 5, act="tanh")
-        self.conv3 = conv(nn, 16, 120, 5, act="tanh")
+        self.conv1 = nn.Conv2d(num_channels, 6, 5, padding=padding, act="tanh")
+        self.conv2 = nn.Conv2d(6, 16, 5, act="tanh")
+        self.conv3 = nn.Conv2d(16, 120, 5, act="tanh")
         self.pool = nn.AvgPool2d(2)
         self.hidden = nn.Linear(120 * positions, 84, act="tanh")
         self.head = nn.Linear(84, num_classes)
@@ -155,7 +155,7 @@ class AlexNet(Stacked):
         self, num_classes: int = 1000, dropout: float = 0.5, num_channels: int = 3, *, nn: Any = kz_nn
     ) -> None:
         super().__init__(dict(locals()))
-        relu = functools.partial(conv, nn, act="relu")
+        relu = functools.partial(nn.Conv2d, act="relu")
         self.features = nn.Sequential(
             relu(num_channels, 64, 11, stride=4, padding=2),
             nn.Identity(),
@@ -230,8 +230,8 @@ class VGG(Stacked):
 def triple(inputs: int, outputs: int, norm: bool, nn: Any) -> list[torch.nn.Module]:
     """Convolution, norm and activation, or convolution and activation."""
     if norm:
-        return [nn.Conv2d(inputs, outputs, 3, padding=1), batch_norm(nn, outputs, "relu"), nn.Identity()]
-    return [conv(nn, inputs, outputs, 3, padding=1, act="relu"), nn.Identity()]
+        return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs, act="relu"), nn.Identity()]
+    return [nn.Conv2d(inputs, outputs, 3, padding=1, act="relu"), nn.Identity()]
 
 
 def stages(*convolutions: int) -> tuple[int | str, ...]:

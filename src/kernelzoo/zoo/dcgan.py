@@ -12,7 +12,6 @@ from .. import nn as kz_nn
 from ..ops.core import ArgumentError
 from .base import Pretrained
 from .registry import register
-from .vision import batch_norm, conv
 
 STD = 0.02  # of the weights at first: the paper's section 4
 LEAKY = ("leaky_relu", 0.2)  # ibid.
@@ -29,7 +28,7 @@ class Generator(torch.nn.Module):
             nn.ConvTranspose2d(sizes[i], sizes[i + 1], 4, stride=2, padding=1, bias=i == len(widths) - 1)
             for i in range(len(widths))
         )
-        self.norms = nn.ModuleList(batch_norm(nn, n, "relu") for n in widths)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(n, act="relu") for n in widths)
         self._tanh = nn.functional.tanh
 
     def forward(self, z: Tensor) -> Tensor:
@@ -46,11 +45,11 @@ class Discriminator(torch.nn.Module):
         super().__init__()
         sizes = [channels, *widths]
         self.down = nn.ModuleList(
-            conv(nn, *sizes[i : i + 2], 4, stride=2, padding=1, bias=i == 0, act=None if i else LEAKY)
+            nn.Conv2d(*sizes[i : i + 2], 4, stride=2, padding=1, bias=i == 0, act=None if i else LEAKY)
             for i in range(len(widths))
         )
         self.norms = nn.ModuleList(
-            batch_norm(nn, n, LEAKY) if i else nn.Identity() for i, n in enumerate(widths)
+            nn.BatchNorm2d(n, act=LEAKY) if i else nn.Identity() for i, n in enumerate(widths)
         )
         self.end = nn.Conv2d(widths[-1], 1, side)
 

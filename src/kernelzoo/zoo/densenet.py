@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .. import nn as kz_nn
-from .vision import ImageModel, batch_norm, initialise, variants
+from .vision import ImageModel, initialise, variants
 
 
 class DenseLayer(kz_nn.Module):
@@ -20,9 +20,9 @@ class DenseLayer(kz_nn.Module):
     ) -> None:
         super().__init__()
         width = bn_size * growth_rate
-        self.norm1 = batch_norm(nn, inputs, "relu")
+        self.norm1 = nn.BatchNorm2d(inputs, act="relu")
         self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
-        self.norm2 = batch_norm(nn, width, "relu")
+        self.norm2 = nn.BatchNorm2d(width, act="relu")
         self.conv2 = nn.Conv2d(width, growth_rate, 3, padding=1, bias=False)
         self.dropout = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
         self.memory_efficient = memory_efficient
@@ -53,7 +53,7 @@ class Transition(kz_nn.Sequential):
 
     def __init__(self, inputs: int, nn: Any) -> None:
         super().__init__()
-        self.norm = batch_norm(nn, inputs, "relu")
+        self.norm = nn.BatchNorm2d(inputs, act="relu")
         self.conv = nn.Conv2d(inputs, inputs // 2, 1, bias=False)
         self.pool = nn.AvgPool2d(2)
 
@@ -90,7 +90,7 @@ class DenseNet(ImageModel):
         channels = num_init_features
         self.features = nn.Sequential()
         self.features.add_module("conv0", nn.Conv2d(num_channels, channels, 7, 2, 3, bias=False))
-        self.features.add_module("norm0", batch_norm(nn, channels, "relu"))
+        self.features.add_module("norm0", nn.BatchNorm2d(channels, act="relu"))
         self.features.add_module("pool0", nn.MaxPool2d(3, 2, 1))
         for i, depth in enumerate(block_config, 1):
             block = DenseBlock()
@@ -103,7 +103,7 @@ class DenseNet(ImageModel):
             if i < len(block_config):
                 self.features.add_module(f"transition{i}", Transition(channels, nn))
                 channels //= 2
-        self.features.add_module("norm5", batch_norm(nn, channels, "relu"))
+        self.features.add_module("norm5", nn.BatchNorm2d(channels, act="relu"))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(channels, num_classes)
         initialise(self, torch.nn.init.kaiming_normal_)

@@ -12,7 +12,6 @@ from .. import nn as kz_nn
 from ..ops.core import ArgumentError
 from .base import Pretrained
 from .registry import register
-from .vision import conv
 
 # channels, kernel, stride: V. Mnih et al. 2015, Methods, "Model architecture"
 CONVOLUTIONS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
@@ -53,7 +52,7 @@ class DQN(Pretrained):
         if len(shape) == 3:
             channels, *sides = shape
             for outputs, kernel, stride in CONVOLUTIONS:
-                self.convolutions.append(conv(nn, channels, outputs, kernel, stride, act="relu"))
+                self.convolutions.append(nn.Conv2d(channels, outputs, kernel, stride, act="relu"))
                 channels, sides = outputs, [(side - kernel) // stride + 1 for side in sides]
             if min(sides) < 1:
                 raise ArgumentError(f"dqn: observation is {shape}; expected frames of at least 36x36")

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import nn as kz_nn
 from .base import ArgumentError
 from .registry import register
-from .vision import ImageModel, Pair, batch_norm, check_images, initialise
+from .vision import ImageModel, Pair, check_images, initialise
 
 
 class GoogLeNetOutputs(NamedTuple):
@@ -38,7 +38,7 @@ class Conv(kz_nn.Module):
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
-        self.bn = batch_norm(nn, outputs, "relu", eps=0.001)
+        self.bn = nn.BatchNorm2d(outputs, act="relu", eps=0.001)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.bn(self.conv(x))

@@ -17,7 +17,6 @@ from .vision import (
     ConvNorm,
     ImageModel,
     InvertedResidual,
-    batch_norm,
     divisible,
     he_fan_out,
     initialise,
@@ -49,7 +48,7 @@ class InvertedResidualV2(kz_nn.Module):
             *layers,
             ConvNorm(width, width, 3, stride, groups=width, act="relu6", nn=nn),
             nn.Conv2d(width, outputs, 1, bias=False),
-            batch_norm(nn, outputs),
+            nn.BatchNorm2d(outputs),
         )
 
     def forward(self, x: Tensor) -> Tensor:

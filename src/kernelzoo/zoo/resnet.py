@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import nn as kz_nn
 from ..ops.recompute import recomputed
 from .base import ArgumentError, check_one_of
-from .vision import ConvNorm, ImageModel, SqueezeExcite, batch_norm, he_fan_out, initialise, variants
+from .vision import ConvNorm, ImageModel, SqueezeExcite, he_fan_out, initialise, variants
 
 
 class Basic(kz_nn.Module):
@@ -36,9 +36,9 @@ class Basic(kz_nn.Module):
             )
         downsample = make_shortcut(inputs, outputs, stride, nn)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = batch_norm(nn, outputs, "relu")
+        self.bn1 = nn.BatchNorm2d(outputs, act="relu")
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.bn2 = batch_norm(nn, outputs, "relu")
+        self.bn2 = nn.BatchNorm2d(outputs, act="relu")
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,11 +72,11 @@ class Bottleneck(kz_nn.Module):
         super().__init__()
         downsample = make_shortcut(inputs, outputs, stride, nn)
         self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
-        self.bn1 = batch_norm(nn, width, "relu")
+        self.bn1 = nn.BatchNorm2d(width, act="relu")
         self.conv2 = nn.Conv2d(width, width, 3, stride, dilation, dilation, groups, bias=False)
-        self.bn2 = batch_norm(nn, width, "relu")
+        self.bn2 = nn.BatchNorm2d(width, act="relu")
         self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
-        self.bn3 = batch_norm(nn, outputs, None if se else "relu")
+        self.bn3 = nn.BatchNorm2d(outputs, act=None if se else "relu")
         self.se = SqueezeExcite(outputs, outputs // 16, nn=nn) if se else None
         self.downsample = downsample
         self._relu = nn.functional.relu
@@ -128,7 +128,7 @@ class Trunk(kz_nn.Module):
             )
         make = BLOCKS[block]
         self.conv1 = nn.Conv2d(num_channels, 64, 7, 2, 3, bias=False)
-        self.bn1 = batch_norm(nn, 64, "relu")
+        self.bn1 = nn.BatchNorm2d(64, act="relu")
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         inputs, dilation = 64, 1
         for stage, (depth, keeps) in enumerate(zip(layers, (False, *dilate), strict=True)):

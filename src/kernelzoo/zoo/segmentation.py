@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import nn as kz_nn
 from .registry import register
 from .resnet import Trunk
-from .vision import ConvNorm, ImageModel, batch_norm, he_fan_out, initialise
+from .vision import ConvNorm, ImageModel, he_fan_out, initialise
 
 
 class Backbone(Trunk):
@@ -31,7 +31,7 @@ class FCNHead(kz_nn.Sequential):
         width = inputs // 4
         super().__init__(
             nn.Conv2d(inputs, width, 3, padding=1, bias=False),
-            batch_norm(nn, width, "relu"),
+            nn.BatchNorm2d(width, act="relu"),
             nn.Identity(),
             nn.Dropout(0.1),
             nn.Conv2d(width, num_classes, 1),
@@ -45,7 +45,7 @@ class PooledConv(kz_nn.Sequential):
         super().__init__(
             nn.AdaptiveAvgPool2d(1),
             nn.Conv2d(inputs, outputs, 1, bias=False),
-            batch_norm(nn, outputs, "relu"),
+            nn.BatchNorm2d(outputs, act="relu"),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class ASPP(kz_nn.Module):
         )
         self.project = nn.Sequential(
             nn.Conv2d(len(self.convs) * outputs, outputs, 1, bias=False),
-            batch_norm(nn, outputs, "relu"),
+            nn.BatchNorm2d(outputs, act="relu"),
             nn.Identity(),
             nn.Dropout(0.5),
         )
@@ -80,7 +80,7 @@ class DeepLabHead(kz_nn.Sequential):
         super().__init__(
             ASPP(inputs, rates, nn),
             nn.Conv2d(256, 256, 3, padding=1, bias=False),
-            batch_norm(nn, 256, "relu"),
+            nn.BatchNorm2d(256, act="relu"),
             nn.Identity(),
             nn.Conv2d(256, num_classes, 1),
         )

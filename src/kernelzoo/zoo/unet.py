@@ -11,8 +11,6 @@ from .. import nn as kz_nn
 from ..ops.core import ArgumentError
 from .base import Pretrained
 from .registry import register
-from .vision import batch_norm as norm_act
-from .vision import conv
 
 
 class DoubleConv(torch.nn.Module):
@@ -21,10 +19,10 @@ class DoubleConv(torch.nn.Module):
     def __init__(self, inputs: int, outputs: int, batch_norm: bool, nn: Any) -> None:
         super().__init__()
         how = {"padding": 1, "bias": not batch_norm, "act": None if batch_norm else "relu"}
-        self.conv1 = conv(nn, inputs, outputs, 3, **how)
-        self.norm1 = norm_act(nn, outputs, "relu") if batch_norm else nn.Identity()
-        self.conv2 = conv(nn, outputs, outputs, 3, **how)
-        self.norm2 = norm_act(nn, outputs, "relu") if batch_norm else nn.Identity()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, **how)
+        self.norm1 = nn.BatchNorm2d(outputs, act="relu") if batch_norm else nn.Identity()
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, **how)
+        self.norm2 = nn.BatchNorm2d(outputs, act="relu") if batch_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm1(self.conv1(x))

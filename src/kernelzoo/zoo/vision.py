@@ -83,16 +83,6 @@ def _variant(base: type[ImageModel], name: str, defaults: dict[str, Any]) -> typ
     return type(name, (base,), members)
 
 
-def conv(nn: Any, *sizes: Any, act: str | None = None, **how: Any) -> torch.nn.Module:
-    """nn.Conv2d, y = act(conv(x) + b)."""
-    return nn.Conv2d(*sizes, act=act, **how)
-
-
-def batch_norm(nn: Any, channels: int, act: str | None = None, **how: Any) -> torch.nn.Module:
-    """nn.BatchNorm2d, y = act(norm(x) + residual)."""
-    return nn.BatchNorm2d(channels, act=act, **how)
-
-
 class Chain(kz_nn.Sequential):
     """Layers one after the other, the last of which adds a residual."""
 
@@ -122,7 +112,7 @@ class ConvNorm(Chain):
         padding = (kernel - 1) // 2 * dilation
         super().__init__(
             nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False),
-            batch_norm(nn, outputs, act, **norm),
+            nn.BatchNorm2d(outputs, act=act, **norm),
         )
 
 
@@ -137,8 +127,8 @@ class SqueezeExcite(kz_nn.Module):
     ) -> None:
         super().__init__()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc1 = conv(nn, channels, squeezed, 1, act=act)
-        self.fc2 = conv(nn, squeezed, channels, 1, act=gate)
+        self.fc1 = nn.Conv2d(channels, squeezed, 1, act=act)
+        self.fc2 = nn.Conv2d(squeezed, channels, 1, act=gate)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.fc2(self.fc1(self.avgpool(x)))
