@@ -45,7 +45,9 @@ def test_gradients_are_the_same(problem, backend, layout):
         kept = gradients(*given, again=False)
         anew = gradients(*given, again=True)
     for a, b in zip(kept, anew, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)  # some eps: y computed anew may be rounded otherwise
+        torch.testing.assert_close(
+            a, b, rtol=1e-6, atol=1e-6
+        )  # some eps: y computed anew may be rounded otherwise
 
 
 def test_result_is_not_kept(problem, monkeypatch):
