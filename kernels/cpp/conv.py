@@ -10,6 +10,7 @@ import torch
 from kernelzoo import _cpu
 from kernelzoo.kernels import memory
 from kernelzoo.kernels.conv import back, channels_first, depthwise, empty_as, even, ordered, swapped
+from kernelzoo.kernels.cpp import winograd
 from kernelzoo.kernels.cpp.native import ACTS, DTYPES
 
 aten = torch.ops.aten
@@ -25,6 +26,10 @@ def conv_fwd(x, w, b, residual, size, stride, padding, dilation, groups, act, p0
     first = channels_first(x)
     if _pointwise(first, w.shape, padding, groups, x.dtype):
         return _behind(_matrices(x, w.reshape(w.shape[0], -1), b, size, stride), *behind)
+    if winograd.serves(x, w.shape[1:4], size, stride, dilation, groups, w.shape[0]):
+        z = winograd.fwd(x, w, b, size, padding, backward=False)
+        if z is not None:
+            return _behind(z, *behind)
     ends, padding = even(x.shape[1:4], w.shape[1:4], size, stride, padding, dilation)
     if any(ends):
         x = ordered(back(torch.nn.functional.pad(swapped(x), ends)), first)
@@ -42,6 +47,10 @@ def conv_bwd_input(dz, w, b, residual, size, stride, padding, dilation, groups, 
     if _pointwise(first, w.shape, padding, groups, dz.dtype) and (b is None or max(stride) == 1):
         z = _matrices(dz, w.reshape(w.shape[0], -1).t(), b, dz.shape[1:4], [1, 1, 1])
         return _behind(z if list(size) == list(z.shape[1:4]) else _apart(z, size, stride), *behind)
+    if winograd.serves(dz, w.shape[1:4], size, stride, dilation, groups, w.shape[4]):
+        z = winograd.fwd(dz, w, b, size, padding, backward=True)
+        if z is not None:
+            return _behind(z, *behind)
     rest = _rest(size, dz, w, stride, padding, dilation)
     if all(0 <= r < max(s, d) for r, s, d in zip(rest, stride, dilation, strict=True)):
         return _behind(_product(dz, w, b, first, size, stride, padding, dilation, rest, groups), *behind)
@@ -69,6 +78,10 @@ def conv_bwd_weight(dz, x, kernel, stride, padding, dilation, groups, need_db):
         z = swapped(dz).reshape(dz.shape[0], O, -1)
         dw = torch.addbmm(x.new_empty(O, C), z, _taken(x, stride).mT, beta=0)
         return back(dw.view(O, C, 1, 1, 1)), z.sum((0, 2)) if need_db else None
+    if winograd.serves(x, kernel, dz.shape[1:4], stride, dilation, groups, O):
+        dw = winograd.bwd_weight(dz, x, kernel, padding)
+        if dw is not None:
+            return dw, dz.sum((0, 1, 2, 3)) if need_db else None
     ends, padding = even(x.shape[1:4], kernel, dz.shape[1:4], stride, padding, dilation)
     if any(ends):
         x = ordered(back(torch.nn.functional.pad(swapped(x), ends)), first)

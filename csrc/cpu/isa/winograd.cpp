@@ -1,0 +1,363 @@
+// Transforms and products of winograd.h. A panel of a line of tiles is staged: its rows of pixels with the padding, the
+// channels innermost whichever order memory has, so that no transform meets an edge.
+#include "../winograd.h"
+
+#include "begin.h"
+
+#include "../tile.h"
+
+template <class T>
+inline void copy16(const T* s, T* to) {
+  for (int64_t i = 0; i < 16; i += WIDTH<T>) storev(to + i, loadv(s + i));
+}
+
+// The first n of 16 elements: where fewer than 16 are memory of ours.
+template <class T>
+inline void copy_few(const T* s, T* to, int64_t n) {
+#ifdef KERNELZOO_ISA_avx512
+  if constexpr (sizeof(T) == 4) {
+    const __mmask16 some = static_cast<__mmask16>((1u << n) - 1);
+    _mm512_mask_storeu_ps(to, some, _mm512_maskz_loadu_ps(some, s));
+    return;
+  }
+#endif
+  for (int64_t i = 0; i < n; ++i) to[i] = s[i];
+}
+
+// `count` pixels of n channels: from s, where a channel's are neighbours and channels lie `plane` apart, to pixels of n
+// channels, `wrap` of them one after the other, such lines `pitch` pixels apart.
+template <class T>
+void turn_in(const T* s, int64_t plane, int64_t count, T* to, int64_t n, int64_t wrap, int64_t pitch) {
+  T few[16 * 16], turned[16 * 16];
+  int64_t line = 0, w = 0;
+  for (int64_t p = 0; p < count; p += 16) {
+    const int64_t m = count - p < 16 ? count - p : 16;
+    int64_t l = line, x = w;
+    for (int64_t c = 0; c < n; c += 16) {
+      const T* from = s + c * plane + p;
+      if (m == 16) {
+        transpose(from, plane, turned, 16, 16, 16);
+      } else {
+        for (int64_t i = 0; i < 16; ++i) copy_few(from + i * plane, few + i * 16, m);
+        transpose(few, 16, turned, 16, 16, 16);
+      }
+      l = line, x = w;
+      for (int64_t i = 0; i < m; ++i) {
+        copy16(turned + i * 16, to + (l * pitch + x) * n + c);
+        if (++x == wrap) x = 0, ++l;
+      }
+    }
+    line = l, w = x;
+  }
+}
+
+// The reverse: pixels of n channels one after the other, and 16 more that may be read, to planes.
+template <class T>
+void turn_out(const T* s, int64_t n, int64_t count, T* to, int64_t plane) {
+  T turned[16 * 16];
+  for (int64_t p = 0; p < count; p += 16) {
+    const int64_t m = count - p < 16 ? count - p : 16;
+    for (int64_t c = 0; c < n; c += 16) {
+      T* at = to + c * plane + p;
+      if (m == 16) {
+        transpose(s + p * n + c, n, at, plane, 16, 16);
+      } else {
+        transpose(s + p * n + c, n, turned, 16, 16, 16);
+        for (int64_t i = 0; i < 16; ++i) copy_few(turned + i * 16, at + i * plane, m);
+      }
+    }
+  }
+}
+
+// Pixels [row, row + rows) x [column, column + columns) of a sample, zero outside it, and channels [channel, channel + n):
+// to (rows, columns, n).
+template <class T>
+void stage(const Image& a, bool first, const T* sample, int64_t row, int64_t rows, int64_t column, int64_t columns,
+           int64_t channel, int64_t n, T* to) {
+  const auto clip = [](int64_t i, int64_t most) { return i < 0 ? 0 : i > most ? most : i; };
+  const int64_t h0 = clip(row, a.H), h1 = clip(row + rows, a.H), w0 = clip(column, a.W), w1 = clip(column + columns, a.W);
+  if (h0 >= h1 || w0 >= w1) {
+    std::memset(to, 0, rows * columns * n * sizeof(T));
+    return;
+  }
+  const int64_t pixel = n * sizeof(T), before = w0 - column, behind = column + columns - w1;
+  std::memset(to, 0, (h0 - row) * columns * pixel);
+  std::memset(to + (h1 - row) * columns * n, 0, (row + rows - h1) * columns * pixel);
+  for (int64_t h = h0; h < h1; ++h) {
+    T* line = to + (h - row) * columns * n;
+    std::memset(line, 0, before * pixel);
+    std::memset(line + (columns - behind) * n, 0, behind * pixel);
+    line += before * n;
+    if (!first) {
+      const T* s = sample + (h * a.W + w0) * a.C + channel;
+      for (int64_t w = w0; w < w1; ++w, s += a.C, line += n)
+        for (int64_t c = 0; c < n; c += 16) copy16(s + c, line + c);
+    } else if (w1 - w0 < a.W) {
+      turn_in(sample + channel * a.H * a.W + h * a.W + w0, a.H * a.W, w1 - w0, line, n, w1 - w0, columns);
+    }
+  }
+  if (first && w1 - w0 == a.W)
+    turn_in(sample + channel * a.H * a.W + h0 * a.W, a.H * a.W, (h1 - h0) * a.W,
+            to + ((h0 - row) * columns + before) * n, n, a.W, columns);
+}
+
+// ---- transforms of one vector of channels
+
+// Bᵀ d B
+template <class T>
+inline void spread_x(const T* s, int64_t pixel, int64_t pitch, T* v, int64_t plane) {
+  Vec<T> t[4][4];
+  for (int j = 0; j < 4; ++j) {
+    const Vec<T> d0 = loadv(s + j * pixel), d1 = loadv(s + pitch + j * pixel), d2 = loadv(s + 2 * pitch + j * pixel),
+                 d3 = loadv(s + 3 * pitch + j * pixel);
+    t[0][j] = d0 - d2, t[1][j] = d1 + d2, t[2][j] = d2 - d1, t[3][j] = d1 - d3;
+  }
+  for (int i = 0; i < 4; ++i) {
+    storev(v + (4 * i) * plane, t[i][0] - t[i][2]);
+    storev(v + (4 * i + 1) * plane, t[i][1] + t[i][2]);
+    storev(v + (4 * i + 2) * plane, t[i][2] - t[i][1]);
+    storev(v + (4 * i + 3) * plane, t[i][1] - t[i][3]);
+  }
+}
+
+// A dy Aᵀ
+template <class T>
+inline void spread_dy(const T* s, int64_t pixel, int64_t pitch, T* v, int64_t plane) {
+  Vec<T> t[4][2];
+  for (int j = 0; j < 2; ++j) {
+    const Vec<T> d0 = loadv(s + j * pixel), d1 = loadv(s + pitch + j * pixel);
+    t[0][j] = d0, t[1][j] = d0 + d1, t[2][j] = d0 - d1, t[3][j] = -d1;
+  }
+  for (int i = 0; i < 4; ++i) {
+    storev(v + (4 * i) * plane, t[i][0]);
+    storev(v + (4 * i + 1) * plane, t[i][0] + t[i][1]);
+    storev(v + (4 * i + 2) * plane, t[i][0] - t[i][1]);
+    storev(v + (4 * i + 3) * plane, -t[i][1]);
+  }
+}
+
+// Aᵀ m A
+template <class T>
+inline void collect_y(const T* m, int64_t plane, Vec<T> (&y)[2][2]) {
+  Vec<T> t[2][4];
+  for (int j = 0; j < 4; ++j) {
+    const Vec<T> m0 = loadv(m + j * plane), m1 = loadv(m + (4 + j) * plane), m2 = loadv(m + (8 + j) * plane),
+                 m3 = loadv(m + (12 + j) * plane);
+    t[0][j] = m0 + (m1 + m2), t[1][j] = (m1 - m2) - m3;
+  }
+  for (int i = 0; i < 2; ++i) {
+    y[i][0] = t[i][0] + (t[i][1] + t[i][2]);
+    y[i][1] = (t[i][1] - t[i][2]) - t[i][3];
+  }
+}
+
+// Gᵀ m G, as taps 0 ... 8
+template <class T>
+inline void collect_dw(const T* m, int64_t plane, Vec<T> (&g)[9]) {
+  const Vec<T> half = splat(T(0.5));
+  Vec<T> t[3][4];
+  for (int j = 0; j < 4; ++j) {
+    const Vec<T> m0 = loadv(m + j * plane), m1 = loadv(m + (4 + j) * plane), m2 = loadv(m + (8 + j) * plane),
+                 m3 = loadv(m + (12 + j) * plane);
+    const Vec<T> sum = half * (m1 + m2);
+    t[0][j] = m0 + sum, t[1][j] = half * (m1 - m2), t[2][j] = sum + m3;
+  }
+  for (int i = 0; i < 3; ++i) {
+    const Vec<T> sum = half * (t[i][1] + t[i][2]);
+    g[3 * i] = t[i][0] + sum, g[3 * i + 1] = half * (t[i][1] - t[i][2]), g[3 * i + 2] = sum + t[i][3];
+  }
+}
+
+// G g Gᵀ
+template <class T>
+inline void spread_w(const Vec<T> (&g)[9], T* u, int64_t plane) {
+  const Vec<T> half = splat(T(0.5));
+  Vec<T> t[4][3];
+  for (int j = 0; j < 3; ++j) {
+    const Vec<T> ends = half * (g[j] + g[6 + j]), middle = half * g[3 + j];
+    t[0][j] = g[j], t[1][j] = ends + middle, t[2][j] = ends - middle, t[3][j] = g[6 + j];
+  }
+  for (int i = 0; i < 4; ++i) {
+    const Vec<T> ends = half * (t[i][0] + t[i][2]), middle = half * t[i][1];
+    storev(u + (4 * i) * plane, t[i][0]);
+    storev(u + (4 * i + 1) * plane, ends + middle);
+    storev(u + (4 * i + 2) * plane, ends - middle);
+    storev(u + (4 * i + 3) * plane, t[i][2]);
+  }
+}
+
+// Not a number where any element of what was added is not finite.
+template <class T>
+struct Finite {
+  Vec<T> sum = {};
+  void add(Vec<T> v) { sum += v * splat(T(0)); }
+  bool all() const {
+    T lanes[WIDTH<T>], total = 0;
+    storev(lanes, sum);
+    for (T lane : lanes) total += lane;
+    return total == 0;
+  }
+};
+
+// ---- the table
+
+template <class T>
+void filter(const WinogradFilter& f, int64_t row, int64_t column, void* to) {
+  T taps[9][16 * 16], block[16 * 16];
+  for (int64_t tap = 0; tap < 9; ++tap) {
+    const T* s = static_cast<const T*>(f.w) + row * f.row + column * f.column + tap / 3 * f.tap[0] + tap % 3 * f.tap[1];
+    if (f.column == 1) {
+      for (int64_t r = 0; r < 16; ++r) copy16(s + r * f.row, taps[tap] + r * 16);
+    } else if (f.row == 1) {
+      transpose(s, f.column, taps[tap], 16, 16, 16);
+    } else if (f.row < f.column) {
+      for (int64_t c = 0; c < 16; ++c)
+        for (int64_t r = 0; r < 16; ++r) block[c * 16 + r] = s[r * f.row + c * f.column];
+      transpose(block, 16, taps[tap], 16, 16, 16);
+    } else {
+      for (int64_t r = 0; r < 16; ++r)
+        for (int64_t c = 0; c < 16; ++c) taps[tap][r * 16 + c] = s[r * f.row + c * f.column];
+    }
+  }
+  const int64_t panel = column / PANEL * PANEL, width = panel_width(f.columns, panel);
+  T* u = static_cast<T*>(to) + panel * f.rows + row * width + column - panel;
+  for (int64_t r = 0; r < 16; ++r)
+    for (int64_t c = 0; c < 16; c += WIDTH<T>) {
+      Vec<T> g[9];
+      for (int tap = 0; tap < 9; ++tap) g[tap] = loadv(taps[tap] + r * 16 + c);
+      spread_w<T>(g, u + r * width + c, f.rows * f.columns);
+    }
+}
+
+// A line of a block: pixels staged, and each tile's vectors given to `use(tile, channel, pixels, pixel, pitch)`.
+template <class T, class Use>
+void each_tile(const Winograd& a, bool of_x, const WinogradBlock& b, int64_t line, int64_t channel, int64_t n,
+               const T* image, T* staged, Use use) {
+  const Image& from = of_x ? a.in : a.out;
+  const int64_t more = of_x ? 2 : 0, rows = 2 + more, columns = 2 * b.columns + more;
+  const int64_t sample = (b.line + line) / a.down, row = 2 * ((b.line + line) % a.down), column = 2 * b.column;
+  stage(from, a.first, image + sample * from.H * from.W * from.C, of_x ? row - a.top : row, rows,
+        of_x ? column - a.left : column, columns, channel, n, staged);
+  for (int64_t t = 0; t < b.columns; ++t)
+    for (int64_t c = 0; c < n; c += WIDTH<T>) use(line * b.columns + t, c, staged + 2 * t * n + c, n, columns * n);
+}
+
+template <class T>
+bool fwd(const Winograd& a, int64_t block, const void* x, const void* u, const void* bias, void* y, int64_t from,
+         int64_t to, void* scratch) {
+  const WinogradBlock b(a, block);
+  const int64_t C = a.in.C, O = a.out.C, made = to - from, v_plane = a.plane(a.tiles(), C),
+                m_plane = a.plane(a.tiles(), made);
+  T* const staged = static_cast<T*>(scratch);
+  T* const v = staged + a.staged();
+  T* const m = v + ELEMENTS * v_plane;
+  for (int64_t c0 = 0; c0 < C; c0 += PANEL)
+    for (int64_t line = 0; line < b.lines; ++line)
+      each_tile(a, true, b, line, c0, panel_width(C, c0), static_cast<const T*>(x), staged,
+                [&](int64_t tile, int64_t c, const T* s, int64_t pixel, int64_t pitch) {
+                  spread_x(s, pixel, pitch, v + tile * C + c0 + c, v_plane);
+                });
+  for (int64_t e = 0; e < ELEMENTS; ++e)
+    for (int64_t o = from; o < to; o += PANEL) {
+      const int64_t width = panel_width(O, o), tiles = b.tiles();
+      const T* panel = static_cast<const T*>(u) + e * C * O + o * C;
+      for (int64_t t = 0; t < tiles; t += TILE_ROWS)
+        for (int64_t k = 0; k < width; k += TILE_VECTORS * WIDTH<T>) {
+          const int64_t rows = tiles - t < TILE_ROWS ? tiles - t : TILE_ROWS;
+          const int64_t vectors = (width - k) / WIDTH<T> < TILE_VECTORS ? (width - k) / WIDTH<T> : TILE_VECTORS;
+          MICRO<Plain<T>>[rows - 1][vectors - 1](C, v + e * v_plane + t * C, C, 1, panel + k, width,
+                                                  m + e * m_plane + t * made + o - from + k, made, false);
+        }
+    }
+  Finite<T> finite;
+  const int64_t H = a.out.H, W = a.out.W, wide = W - 2 * b.column < 2 * b.columns ? W - 2 * b.column : 2 * b.columns;
+  for (int64_t line = 0; line < b.lines; ++line) {
+    const int64_t sample = (b.line + line) / a.down, row = 2 * ((b.line + line) % a.down);
+    const int64_t rows = H - row < 2 ? H - row : 2;
+    for (int64_t o = from; o < to; o += PANEL) {
+      const int64_t n = panel_width(O, o);
+      // a row of pixels: of y itself, or of what is turned into it
+      T* const out = static_cast<T*>(y) + (a.first ? ((sample * O + o) * H + row) * W + 2 * b.column
+                                                   : ((sample * H + row) * W + 2 * b.column) * O + o);
+      T* const lines = a.first ? staged : out;
+      const int64_t pixel = a.first ? n : O, pitch = a.first ? wide * n : W * O;
+      for (int64_t t = 0; t < b.columns; ++t)
+        for (int64_t c = 0; c < n; c += WIDTH<T>) {
+          Vec<T> four[2][2];
+          collect_y(m + (line * b.columns + t) * made + o - from + c, m_plane, four);
+          for (int64_t i = 0; i < rows; ++i)
+            for (int64_t j = 0; j < 2 && 2 * t + j < wide; ++j) {
+              if (bias) four[i][j] += loadv(static_cast<const T*>(bias) + o + c);
+              finite.add(four[i][j]);
+              storev(lines + i * pitch + (2 * t + j) * pixel + c, four[i][j]);
+            }
+        }
+      if (!a.first) continue;
+      if (wide == W) turn_out(staged, n, rows * W, out, H * W);
+      else
+        for (int64_t i = 0; i < rows; ++i) turn_out(staged + i * pitch, n, wide, out + i * W, H * W);
+    }
+  }
+  return finite.all();
+}
+
+template <class T>
+void spread(const Winograd& a, bool of_x, int64_t block, int64_t channel, const void* image, void* v, int64_t first,
+            int64_t tiles, void* scratch) {
+  const WinogradBlock b(a, block);
+  const int64_t channels = of_x ? a.in.C : a.out.C, n = panel_width(channels, channel),
+                plane = a.plane(tiles, channels);
+  T* const to = static_cast<T*>(v) + channel * tiles + first * n;
+  for (int64_t line = 0; line < b.lines; ++line)
+    each_tile(a, of_x, b, line, channel, n, static_cast<const T*>(image), static_cast<T*>(scratch),
+              [&](int64_t tile, int64_t c, const T* s, int64_t pixel, int64_t pitch) {
+                if (of_x) spread_x(s, pixel, pitch, to + tile * n + c, plane);
+                else spread_dy(s, pixel, pitch, to + tile * n + c, plane);
+              });
+}
+
+template <class T>
+void gather(const Winograd& a, int64_t element, int64_t channel, const void* d, const void* v, void* du, int64_t used,
+            int64_t tiles, bool add) {
+  const int64_t C = a.in.C, O = a.out.C, n = panel_width(C, channel);
+  const T* right = static_cast<const T*>(v) + element * a.plane(tiles, C) + channel * tiles;
+  const T* left = static_cast<const T*>(d) + element * a.plane(tiles, O);
+  T* to = static_cast<T*>(du) + element * O * C + channel;
+  for (int64_t o = 0; o < O; o += PANEL) {
+    const int64_t width = panel_width(O, o);
+    for (int64_t r = 0; r < width; r += TILE_ROWS)
+      for (int64_t k = 0; k < n; k += TILE_VECTORS * WIDTH<T>) {
+        const int64_t rows = width - r < TILE_ROWS ? width - r : TILE_ROWS;
+        const int64_t vectors = (n - k) / WIDTH<T> < TILE_VECTORS ? (n - k) / WIDTH<T> : TILE_VECTORS;
+        MICRO<Plain<T>>[rows - 1][vectors - 1](used, left + o * tiles + r, 1, width, right + k, n,
+                                                to + (o + r) * C + k, C, add);
+      }
+  }
+}
+
+template <class T>
+bool finish(const Winograd& a, int64_t o, const void* du, void* dw) {
+  const int64_t C = a.in.C;
+  Finite<T> finite;
+  for (int64_t c = 0; c < C; c += WIDTH<T>) {
+    Vec<T> g[9];
+    collect_dw(static_cast<const T*>(du) + o * C + c, a.out.C * C, g);
+    T* const to = static_cast<T*>(dw) + o * 9 * C + (a.first ? c * 9 : c);
+    for (int tap = 0; tap < 9; ++tap) {
+      finite.add(g[tap]);
+      if (!a.first) storev(to + tap * C, g[tap]);
+      else
+        for (int64_t i = 0; i < WIDTH<T>; ++i) to[i * 9 + tap] = g[tap][i];
+    }
+  }
+  return finite.all();
+}
+
+template <class T>
+constexpr WinogradKernels table() {
+  return {filter<T>, fwd<T>, spread<T>, gather<T>, finish<T>};
+}
+
+const WinogradKernels TABLES[DTYPES] = {table<double>(), table<float>(), {}, {}};
+
+KERNELZOO_EXPORT(WinogradKernels, winograd, TABLES)
