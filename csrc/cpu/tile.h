@@ -151,6 +151,28 @@ inline void transpose16(const float* s, int64_t lds, float* t, int64_t ldt) {
 }
 #endif
 
+#ifdef KERNELZOO_ISA_avx2
+// 8x8: pairs and quarters within halves of a register, then the halves.
+inline void transpose8(const float* s, int64_t lds, float* t, int64_t ldt) {
+  __m256 r[8], x[8];
+  for (int i = 0; i < 4; ++i) {
+    const float *low = s + i * lds, *high = low + 4 * lds;
+    r[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
+    r[i + 4] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low + 4)), _mm_loadu_ps(high + 4), 1);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    for (int j = i; j < i + 4; j += 2) {
+      x[j] = _mm256_unpacklo_ps(r[j], r[j + 1]);
+      x[j + 1] = _mm256_unpackhi_ps(r[j], r[j + 1]);
+    }
+    _mm256_storeu_ps(t + i * ldt, _mm256_shuffle_ps(x[i], x[i + 2], 0x44));
+    _mm256_storeu_ps(t + (i + 1) * ldt, _mm256_shuffle_ps(x[i], x[i + 2], 0xee));
+    _mm256_storeu_ps(t + (i + 2) * ldt, _mm256_shuffle_ps(x[i + 1], x[i + 3], 0x44));
+    _mm256_storeu_ps(t + (i + 3) * ldt, _mm256_shuffle_ps(x[i + 1], x[i + 3], 0xee));
+  }
+}
+#endif
+
 // t (n, m) = s (m, n)ᵀ, both counted in blocks of 16.
 template <class T>
 void transpose(const T* s, int64_t lds, T* t, int64_t ldt, int64_t m, int64_t n) {
@@ -159,6 +181,12 @@ void transpose(const T* s, int64_t lds, T* t, int64_t ldt, int64_t m, int64_t n)
 #ifdef KERNELZOO_ISA_avx512
       if constexpr (sizeof(T) == 4) {
         transpose16(s + i * lds + j, lds, t + j * ldt + i, ldt);
+        continue;
+      }
+#elif defined(KERNELZOO_ISA_avx2)
+      if constexpr (sizeof(T) == 4) {
+        for (int64_t r = i; r < i + 16; r += 8)
+          for (int64_t c = j; c < j + 16; c += 8) transpose8(s + r * lds + c, lds, t + c * ldt + r, ldt);
         continue;
       }
 #endif

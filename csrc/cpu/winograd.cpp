@@ -23,24 +23,28 @@ struct Arena {
   }
 };
 
-// Channels of y that one unit of work makes: all, or fewer where there are few blocks, or where a block's sums would
-// leave the near cache.
-int64_t share(const Winograd& a, int64_t threads) {
-  constexpr int64_t MOST = 256;
-  const int64_t panels = ceil_div(a.out.C, PANEL), wanted = ceil_div(2 * threads, a.blocks());
-  const int64_t parts = std::clamp(wanted, ceil_div(a.out.C, MOST), panels);
-  return ceil_div(panels, parts) * PANEL;
-}
-
+// Either x has few tiles, and each thread keeps them transformed while it makes y a strip of channels at a time, whose
+// filters it transforms itself, so that they needn't be written to memory and read; or the filters are transformed once
+// for all threads, and each makes all of y's channels, or MOST of them lest they leave the nearer caches.
 struct Forward {
+  static constexpr int64_t KEPT = 4 << 20, MOST = 256;  // bytes, channels
+  bool few;
+  int64_t made, parts;             // channels of a unit
+  int64_t u_size, v_size, m_size;  // T of a thread's own
   void *u, *own;
-  int64_t made, each, bytes;  // channels of a unit, T of a thread's own
+  int64_t each, bytes;
 
   Forward(const Winograd& a, int64_t item, void* scratch, int threads) {
     Arena arena{static_cast<char*>(scratch), item};
-    made = share(a, threads);
-    u = arena.take(ELEMENTS * a.in.C * a.out.C);
-    each = round_up(a.staged() + ELEMENTS * (a.plane(a.tiles(), a.in.C) + a.plane(a.tiles(), made)), 64);
+    const int64_t v = round_up(ELEMENTS * a.plane(a.tiles(), a.in.C), 16);
+    few = v * a.blocks() * item <= KEPT;
+    made = few ? STRIP : round_up(ceil_div(a.out.C, ceil_div(a.out.C, MOST)), STRIP);
+    parts = ceil_div(a.out.C, made);
+    u_size = few ? ELEMENTS * a.in.C * made : 0;
+    v_size = few ? v * a.blocks() : v;
+    m_size = round_up(a.staged() + ELEMENTS * a.plane(a.tiles(), made), 16);
+    u = arena.take(few ? 0 : ELEMENTS * a.in.C * a.out.C);
+    each = u_size + v_size + m_size;
     own = arena.take(each * threads);
     bytes = arena.used;
   }
@@ -74,20 +78,41 @@ bool winograd_fwd(int dtype, const Winograd& a, const WinogradFilter& f, const v
                   void* scratch, int threads) {
   const WinogradKernels& k = winograd(dtype);
   const Forward s(a, ITEM[dtype], scratch, threads);
-  const int64_t rows = f.rows / CHANNELS, squares = rows * (f.columns / CHANNELS);
-  const int64_t blocks = a.blocks(), parts = ceil_div(a.out.C, s.made);
+  const int64_t blocks = a.blocks(), units = blocks * s.parts, rows = f.rows / CHANNELS, v_each = s.v_size / blocks;
+  const auto part_of = [&](int64_t part) {  // the filters of a part of y's channels
+    WinogradFilter some = f;
+    some.w = at(f.w, dtype, part * s.made * f.column);
+    some.columns = std::min(s.made, f.columns - part * s.made);
+    return some;
+  };
   std::atomic<bool> finite{true};
 #pragma omp parallel num_threads(threads)
   {
+    if (!s.few) {
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < squares; ++i) k.filter(f, i % rows * CHANNELS, i / rows * CHANNELS, s.u);
-    // each thread's own, by the order of its units: a unit's place in scratch says nothing about its result
+      for (int64_t i = 0; i < rows * (f.columns / CHANNELS); ++i) {
+        const int64_t column = i / rows * CHANNELS, part = column / s.made;
+        k.filter(part_of(part), i % rows * CHANNELS, column - part * s.made,
+                 at(s.u, dtype, ELEMENTS * a.in.C * part * s.made));
+      }
+    }
 #pragma omp for schedule(static)
     for (int64_t thread = 0; thread < threads; ++thread) {
       void* const own = at(s.own, dtype, thread * s.each);
-      for (int64_t i = thread * blocks * parts / threads; i < (thread + 1) * blocks * parts / threads; ++i) {
-        const int64_t from = i / blocks * s.made, to = std::min(from + s.made, a.out.C);
-        if (!k.fwd(a, i % blocks, x, s.u, bias, y, from, to, own)) finite = false;
+      void* const v = at(own, dtype, s.u_size);
+      void* const rest = at(v, dtype, s.v_size);
+      const int64_t begin = thread * units / threads, end = (thread + 1) * units / threads;
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t part = i / blocks, block = i % blocks, from = part * s.made;
+        if (s.few && (i == begin || !block)) {
+          const WinogradFilter some = part_of(part);
+          for (int64_t c = 0; c < some.columns; c += CHANNELS)
+            for (int64_t r = 0; r < f.rows; r += CHANNELS) k.filter(some, r, c, own);
+        }
+        void* const here = s.few ? at(v, dtype, block * v_each) : v;
+        if (!s.few || i - begin < blocks) k.input(a, block, x, here, rest);
+        const void* u = s.few ? own : at(s.u, dtype, ELEMENTS * a.in.C * from);
+        if (!k.fwd(a, block, here, u, bias, y, from, std::min(from + s.made, a.out.C), rest)) finite = false;
       }
     }
   }
@@ -98,7 +123,7 @@ bool winograd_bwd_weight(int dtype, const Winograd& a, const void* dz, const voi
                          int threads) {
   const WinogradKernels& k = winograd(dtype);
   const Backward s(a, ITEM[dtype], scratch, threads);
-  const int64_t in = ceil_div(a.in.C, PANEL), out = ceil_div(a.out.C, PANEL), blocks = a.blocks();
+  const int64_t in = ceil_div(a.in.C, STRIP), out = ceil_div(a.out.C, STRIP), blocks = a.blocks();
   std::atomic<bool> finite{true};
 #pragma omp parallel num_threads(threads)
   for (int64_t first = 0; first < blocks; first += s.blocks) {
@@ -114,14 +139,14 @@ bool winograd_bwd_weight(int dtype, const Winograd& a, const void* dz, const voi
       void* const own = at(s.own, dtype, thread * s.each);
       const int64_t items = here * (in + out);
       for (int64_t i = thread * items / threads; i < (thread + 1) * items / threads; ++i) {
-        const int64_t block = first + i / (in + out), panel = i % (in + out), tile = before(block);
-        if (panel < in) k.spread(a, true, block, panel * PANEL, x, s.v, tile, s.tiles, own);
-        else k.spread(a, false, block, (panel - in) * PANEL, dz, s.d, tile, s.tiles, own);
+        const int64_t block = first + i / (in + out), part = i % (in + out), tile = before(block);
+        if (part < in) k.spread(a, true, block, part * STRIP, x, s.v, tile, s.tiles, own);
+        else k.spread(a, false, block, (part - in) * STRIP, dz, s.d, tile, s.tiles, own);
       }
     }
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < ELEMENTS * in; ++i)
-      k.gather(a, i / in, i % in * PANEL, s.d, s.v, s.du, used, s.tiles, first > 0);
+      k.gather(a, i / in, i % in * STRIP, s.d, s.v, s.du, used, s.tiles, first > 0);
   }
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t o = 0; o < a.out.C; ++o)

@@ -21,12 +21,10 @@
 namespace kernelzoo {
 
 constexpr int64_t ELEMENTS = 16;  // of a transformed tile
-// Columns of a panel of channels, as wide as the widest tile of tile.h. Channels come in whole multiples of CHANNELS.
-constexpr int64_t PANEL = 64, CHANNELS = 16;
+// Channels come in whole multiples of CHANNELS, and are gone through STRIP at a time.
+constexpr int64_t STRIP = 64, CHANNELS = 16;
 
-inline int64_t panel_width(int64_t channels, int64_t first) {
-  return channels - first < PANEL ? channels - first : PANEL;
-}
+inline int64_t strip(int64_t channels, int64_t first) { return channels - first < STRIP ? channels - first : STRIP; }
 
 // One of the two images: (N, H, W, C), or (N, C, H, W) where the call is `first`.
 struct Image {
@@ -48,8 +46,8 @@ struct Winograd {
   // Where the elements of a block's tiles lie, T apart: a line of the cache more than they need, lest all 16 of a tile
   // fall onto the same sets of it.
   int64_t plane(int64_t tiles, int64_t channels) const { return tiles * channels + 16; }
-  // T of a line of tiles as it is read or written, a panel of channels: at most 4 rows of pixels, and 16 pixels
-  int64_t staged() const { return (4 * (2 * columns + 2) + 16) * PANEL; }
+  // T of a line of tiles as it is read or written, a strip of channels: at most 4 rows of pixels, and 16 pixels
+  int64_t staged() const { return (4 * (2 * columns + 2) + 16) * STRIP; }
 };
 
 struct WinogradBlock {
@@ -74,17 +72,19 @@ struct WinogradFilter {
 };
 
 struct WinogradKernels {
-  // u, panels of (rows, panel_width), each of the 16 elements on its own: CHANNELS rows from `row`, of CHANNELS columns
+  // u, of (16, f.columns, f.rows) in an order of the kernels' own: CHANNELS rows from `row`, of CHANNELS columns
   void (*filter)(const WinogradFilter& f, int64_t row, int64_t column, void* u);
-  // y's channels [from, to) of a block, + bias unless null. True where all are finite.
-  bool (*fwd)(const Winograd& a, int64_t block, const void* x, const void* u, const void* bias, void* y, int64_t from,
+  // A block of x's tiles: v (16, tiles, C)
+  void (*input)(const Winograd& a, int64_t block, const void* x, void* v, void* scratch);
+  // A block of y's channels [from, to), which are u's columns, + bias unless null: from v. True where all are finite.
+  bool (*fwd)(const Winograd& a, int64_t block, const void* v, const void* u, const void* bias, void* y, int64_t from,
               int64_t to, void* scratch);
-  // A panel of an image's channels (x's, or dy's), a block's tiles: to v, for each element panels of (tiles,
-  // panel_width), from tile `first` on.
+  // A strip of an image's channels (x's, or dy's), a block's tiles: to v, of (16, channels, tiles) in an order of the
+  // kernels' own, from tile `first` on.
   void (*spread)(const Winograd& a, bool of_x, int64_t block, int64_t channel, const void* image, void* v, int64_t first,
                  int64_t tiles, void* scratch);
-  // du (16, O, C), one element of a panel of C's channels: = or += dᵀ v over the `used` first of the tiles that d and v,
-  // as `spread` left them, have room for
+  // du (16, O, C), one element of a strip of C's channels: = or += dᵀ v over the `used` first of the tiles
+  // that d and v, as `spread` left them, have room for
   void (*gather)(const Winograd& a, int64_t element, int64_t channel, const void* d, const void* v, void* du,
                  int64_t used, int64_t tiles, bool add);
   // dw of output channel o, (O, 3, 3, C) or where `first` (O, C, 3, 3). True where all are finite.

@@ -12,7 +12,9 @@ from kernelzoo.kernels.conv import channels_first, empty_as
 from kernelzoo.kernels.cpp.native import DTYPES
 
 TILES = 64  # of a block
-CHANNELS = 16  # the channels' number is a multiple of it
+# Channels of x and y: a multiple of STEP, and no fewer than LEAST, where the transforms cost what the products save
+# (8x16x56x56: 0.73 and 0.86 of torch's speed forward, 0.88 and 0.93 with the backward, channels-last and NCHW).
+STEP, LEAST = 16, 32
 
 
 def serves(x, kernel, size, stride, dilation, groups, channels):
@@ -23,7 +25,8 @@ def serves(x, kernel, size, stride, dilation, groups, channels):
         and x.dtype in (torch.float32, torch.float64)
         and list(kernel) == [1, 3, 3]
         and max(stride) == max(dilation) == groups == 1
-        and x.shape[4] % CHANNELS == channels % CHANNELS == 0
+        and x.shape[4] % STEP == channels % STEP == 0
+        and min(x.shape[4], channels) >= LEAST
         and x.numel() > 0
         and min(size) > 0
     )
@@ -35,9 +38,7 @@ def _problem(x, channels, size, padding):
 
 
 def _scratch(problem, weight, x, threads):
-    return memory.workspace(
-        (_cpu.winograd_scratch(problem, weight, DTYPES[x.dtype], threads),), torch.uint8
-    )
+    return memory.workspace((_cpu.winograd_scratch(problem, weight, DTYPES[x.dtype], threads),), torch.uint8)
 
 
 def fwd(x, w, b, size, padding, backward):

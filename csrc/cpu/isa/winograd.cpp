@@ -1,10 +1,19 @@
-// Transforms and products of winograd.h. A panel of a line of tiles is staged: its rows of pixels with the padding, the
+// Transforms and products of winograd.h. A strip of channels of a line of tiles is staged: its rows of pixels with the padding, the
 // channels innermost whichever order memory has, so that no transform meets an edge.
 #include "../winograd.h"
 
 #include "begin.h"
 
 #include "../tile.h"
+
+// The products' right operands lie in panels as wide as a tile, row after row, their left ones' columns in panels of
+// CHANNELS: a tile's operand is one run of memory, where rows of all channels would fall onto a few sets of the cache.
+template <class T>
+constexpr int64_t PANEL = TILE_VECTORS * WIDTH<T>;
+template <class T>
+inline int64_t panel(int64_t channels, int64_t first) {
+  return channels - first < PANEL<T> ? channels - first : PANEL<T>;
+}
 
 template <class T>
 inline void copy16(const T* s, T* to) {
@@ -201,32 +210,46 @@ struct Finite {
 
 // ---- the table
 
+// taps[3 i + j] (16 rows, 16 columns), from wherever they lie.
+template <class T>
+void taps_of(const WinogradFilter& f, const T* s, T (*taps)[16 * 16]) {
+  const int64_t inner = f.row < f.column ? f.row : f.column, outer = f.row < f.column ? f.column : f.row;
+  const bool turned = inner == f.column;  // the result's columns are the neighbours
+  T block[16 * 16];
+  if (inner == 9 && f.tap[0] == 3 * f.tap[1] && (f.tap[1] == 1 || f.tap[1] == -1)) {  // (O, C, 3, 3), maybe turned round
+    T all[9 * 16 * 16];
+    const bool back = f.tap[1] < 0;
+    transpose(back ? s - 8 : s, outer, all, 16, 16, 9 * 16);
+    for (int64_t tap = 0; tap < 9; ++tap) {
+      T* const to = turned ? block : taps[tap];
+      for (int64_t i = 0; i < 16; ++i) copy16(all + (i * 9 + (back ? 8 - tap : tap)) * 16, to + i * 16);
+      if (turned) transpose(block, 16, taps[tap], 16, 16, 16);
+    }
+    return;
+  }
+  for (int64_t tap = 0; tap < 9; ++tap, s += tap % 3 ? f.tap[1] : f.tap[0] - 2 * f.tap[1])
+    for (int64_t i = 0; i < 16; ++i) {
+      T* const to = (turned ? taps[tap] : block) + i * 16;
+      if (inner == 1) copy16(s + i * outer, to);
+      else
+        for (int64_t l = 0; l < 16; ++l) to[l] = s[i * outer + l * inner];
+      if (!turned && i == 15) transpose(block, 16, taps[tap], 16, 16, 16);
+    }
+}
+
 template <class T>
 void filter(const WinogradFilter& f, int64_t row, int64_t column, void* to) {
-  T taps[9][16 * 16], block[16 * 16];
-  for (int64_t tap = 0; tap < 9; ++tap) {
-    const T* s = static_cast<const T*>(f.w) + row * f.row + column * f.column + tap / 3 * f.tap[0] + tap % 3 * f.tap[1];
-    if (f.column == 1) {
-      for (int64_t r = 0; r < 16; ++r) copy16(s + r * f.row, taps[tap] + r * 16);
-    } else if (f.row == 1) {
-      transpose(s, f.column, taps[tap], 16, 16, 16);
-    } else if (f.row < f.column) {
-      for (int64_t c = 0; c < 16; ++c)
-        for (int64_t r = 0; r < 16; ++r) block[c * 16 + r] = s[r * f.row + c * f.column];
-      transpose(block, 16, taps[tap], 16, 16, 16);
-    } else {
-      for (int64_t r = 0; r < 16; ++r)
-        for (int64_t c = 0; c < 16; ++c) taps[tap][r * 16 + c] = s[r * f.row + c * f.column];
-    }
-  }
-  const int64_t panel = column / PANEL * PANEL, width = panel_width(f.columns, panel);
-  T* u = static_cast<T*>(to) + panel * f.rows + row * width + column - panel;
-  for (int64_t r = 0; r < 16; ++r)
-    for (int64_t c = 0; c < 16; c += WIDTH<T>) {
+  T taps[9][16 * 16];
+  taps_of(f, static_cast<const T*>(f.w) + row * f.row + column * f.column, taps);
+  T* const u = static_cast<T*>(to);
+  for (int64_t c = 0; c < 16; c += WIDTH<T>) {
+    const int64_t first = (column + c) / PANEL<T> * PANEL<T>, width = panel<T>(f.columns, first);
+    for (int64_t r = 0; r < 16; ++r) {
       Vec<T> g[9];
       for (int tap = 0; tap < 9; ++tap) g[tap] = loadv(taps[tap] + r * 16 + c);
-      spread_w<T>(g, u + r * width + c, f.rows * f.columns);
+      spread_w<T>(g, u + first * f.rows + (row + r) * width + column + c - first, f.rows * f.columns);
     }
+  }
 }
 
 // A line of a block: pixels staged, and each tile's vectors given to `use(tile, channel, pixels, pixel, pitch)`.
@@ -243,39 +266,44 @@ void each_tile(const Winograd& a, bool of_x, const WinogradBlock& b, int64_t lin
 }
 
 template <class T>
-bool fwd(const Winograd& a, int64_t block, const void* x, const void* u, const void* bias, void* y, int64_t from,
+void input(const Winograd& a, int64_t block, const void* x, void* to, void* scratch) {
+  const WinogradBlock b(a, block);
+  const int64_t C = a.in.C, plane = a.plane(a.tiles(), C);
+  T* const v = static_cast<T*>(to);
+  for (int64_t c0 = 0; c0 < C; c0 += STRIP)
+    for (int64_t line = 0; line < b.lines; ++line)
+      each_tile(a, true, b, line, c0, strip(C, c0), static_cast<const T*>(x), static_cast<T*>(scratch),
+                [&](int64_t tile, int64_t c, const T* s, int64_t pixel, int64_t pitch) {
+                  spread_x(s, pixel, pitch, v + tile * C + c0 + c, plane);
+                });
+}
+
+template <class T>
+bool fwd(const Winograd& a, int64_t block, const void* v, const void* u, const void* bias, void* y, int64_t from,
          int64_t to, void* scratch) {
   const WinogradBlock b(a, block);
   const int64_t C = a.in.C, O = a.out.C, made = to - from, v_plane = a.plane(a.tiles(), C),
                 m_plane = a.plane(a.tiles(), made);
   T* const staged = static_cast<T*>(scratch);
-  T* const v = staged + a.staged();
-  T* const m = v + ELEMENTS * v_plane;
-  for (int64_t c0 = 0; c0 < C; c0 += PANEL)
-    for (int64_t line = 0; line < b.lines; ++line)
-      each_tile(a, true, b, line, c0, panel_width(C, c0), static_cast<const T*>(x), staged,
-                [&](int64_t tile, int64_t c, const T* s, int64_t pixel, int64_t pitch) {
-                  spread_x(s, pixel, pitch, v + tile * C + c0 + c, v_plane);
-                });
+  T* const m = staged + a.staged();
+  const int64_t tiles = b.tiles();
   for (int64_t e = 0; e < ELEMENTS; ++e)
-    for (int64_t o = from; o < to; o += PANEL) {
-      const int64_t width = panel_width(O, o), tiles = b.tiles();
-      const T* panel = static_cast<const T*>(u) + e * C * O + o * C;
-      for (int64_t t = 0; t < tiles; t += TILE_ROWS)
-        for (int64_t k = 0; k < width; k += TILE_VECTORS * WIDTH<T>) {
-          const int64_t rows = tiles - t < TILE_ROWS ? tiles - t : TILE_ROWS;
-          const int64_t vectors = (width - k) / WIDTH<T> < TILE_VECTORS ? (width - k) / WIDTH<T> : TILE_VECTORS;
-          MICRO<Plain<T>>[rows - 1][vectors - 1](C, v + e * v_plane + t * C, C, 1, panel + k, width,
-                                                  m + e * m_plane + t * made + o - from + k, made, false);
-        }
+    for (int64_t o = 0; o < made; o += PANEL<T>) {
+      const int64_t width = panel<T>(made, o);
+      const T* right = static_cast<const T*>(u) + (e * made + o) * C;
+      for (int64_t t = 0; t < tiles; t += TILE_ROWS) {
+        const int64_t rows = tiles - t < TILE_ROWS ? tiles - t : TILE_ROWS;
+        MICRO<Plain<T>>[rows - 1][width / WIDTH<T> - 1](C, static_cast<const T*>(v) + e * v_plane + t * C, C, 1,
+                                                         right, width, m + e * m_plane + t * made + o, made, false);
+      }
     }
   Finite<T> finite;
   const int64_t H = a.out.H, W = a.out.W, wide = W - 2 * b.column < 2 * b.columns ? W - 2 * b.column : 2 * b.columns;
   for (int64_t line = 0; line < b.lines; ++line) {
     const int64_t sample = (b.line + line) / a.down, row = 2 * ((b.line + line) % a.down);
     const int64_t rows = H - row < 2 ? H - row : 2;
-    for (int64_t o = from; o < to; o += PANEL) {
-      const int64_t n = panel_width(O, o);
+    for (int64_t o = from; o < to; o += STRIP) {
+      const int64_t n = strip(O, o);
       // a row of pixels: of y itself, or of what is turned into it
       T* const out = static_cast<T*>(y) + (a.first ? ((sample * O + o) * H + row) * W + 2 * b.column
                                                    : ((sample * H + row) * W + 2 * b.column) * O + o);
@@ -305,33 +333,32 @@ template <class T>
 void spread(const Winograd& a, bool of_x, int64_t block, int64_t channel, const void* image, void* v, int64_t first,
             int64_t tiles, void* scratch) {
   const WinogradBlock b(a, block);
-  const int64_t channels = of_x ? a.in.C : a.out.C, n = panel_width(channels, channel),
-                plane = a.plane(tiles, channels);
-  T* const to = static_cast<T*>(v) + channel * tiles + first * n;
+  const int64_t channels = of_x ? a.in.C : a.out.C, n = strip(channels, channel), plane = a.plane(tiles, channels),
+                most = of_x ? PANEL<T> : CHANNELS;
   for (int64_t line = 0; line < b.lines; ++line)
     each_tile(a, of_x, b, line, channel, n, static_cast<const T*>(image), static_cast<T*>(scratch),
               [&](int64_t tile, int64_t c, const T* s, int64_t pixel, int64_t pitch) {
-                if (of_x) spread_x(s, pixel, pitch, to + tile * n + c, plane);
-                else spread_dy(s, pixel, pitch, to + tile * n + c, plane);
+                const int64_t o = (channel + c) / most * most, width = channels - o < most ? channels - o : most;
+                T* const to = static_cast<T*>(v) + o * tiles + (first + tile) * width + channel + c - o;
+                if (of_x) spread_x(s, pixel, pitch, to, plane);
+                else spread_dy(s, pixel, pitch, to, plane);
               });
 }
 
 template <class T>
 void gather(const Winograd& a, int64_t element, int64_t channel, const void* d, const void* v, void* du, int64_t used,
             int64_t tiles, bool add) {
-  const int64_t C = a.in.C, O = a.out.C, n = panel_width(C, channel);
-  const T* right = static_cast<const T*>(v) + element * a.plane(tiles, C) + channel * tiles;
-  const T* left = static_cast<const T*>(d) + element * a.plane(tiles, O);
-  T* to = static_cast<T*>(du) + element * O * C + channel;
-  for (int64_t o = 0; o < O; o += PANEL) {
-    const int64_t width = panel_width(O, o);
-    for (int64_t r = 0; r < width; r += TILE_ROWS)
-      for (int64_t k = 0; k < n; k += TILE_VECTORS * WIDTH<T>) {
-        const int64_t rows = width - r < TILE_ROWS ? width - r : TILE_ROWS;
-        const int64_t vectors = (n - k) / WIDTH<T> < TILE_VECTORS ? (n - k) / WIDTH<T> : TILE_VECTORS;
-        MICRO<Plain<T>>[rows - 1][vectors - 1](used, left + o * tiles + r, 1, width, right + k, n,
-                                                to + (o + r) * C + k, C, add);
-      }
+  const int64_t C = a.in.C, O = a.out.C, end = channel + strip(C, channel);
+  for (int64_t c = channel; c < end; c += PANEL<T>) {
+    const int64_t width = panel<T>(C, c);
+    const T* right = static_cast<const T*>(v) + element * a.plane(tiles, C) + c * tiles;
+    for (int64_t o = 0; o < O; ++o) {
+      const int64_t r = o % CHANNELS, rows = CHANNELS - r < TILE_ROWS ? CHANNELS - r : TILE_ROWS;
+      MICRO<Plain<T>>[rows - 1][width / WIDTH<T> - 1](
+          used, static_cast<const T*>(d) + element * a.plane(tiles, O) + (o - r) * tiles + r, 1, CHANNELS, right, width,
+          static_cast<T*>(du) + (element * O + o) * C + c, C, add);
+      o += rows - 1;
+    }
   }
 }
 
@@ -355,7 +382,7 @@ bool finish(const Winograd& a, int64_t o, const void* du, void* dw) {
 
 template <class T>
 constexpr WinogradKernels table() {
-  return {filter<T>, fwd<T>, spread<T>, gather<T>, finish<T>};
+  return {filter<T>, input<T>, fwd<T>, spread<T>, gather<T>, finish<T>};
 }
 
 const WinogradKernels TABLES[DTYPES] = {table<double>(), table<float>(), {}, {}};
