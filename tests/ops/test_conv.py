@@ -83,6 +83,8 @@ class TestConv(OpSuite):
         case("conv_transpose3d", (1, 3, 3, 2, 3), (3, 2, 2, 3, 1), padding=(1, 0, 0), last=True),
         case("conv2d", (2, 6, 7, 5), (8, 6, 1, 1), "gelu", stride=(2, 3)),
         case("conv_transpose2d", (2, 6, 4, 3), (6, 5, 1, 1), bias=False, stride=(3, 2), output_padding=(2, 1)),
+        # fewer products
+        case("conv2d", (1, 32, 4, 3), (32, 32, 3, 3), "gelu", residual=True, last=True, padding=1),
         # a filter a channel
         case("conv1d", (2, 5, 37), (5, 1, 4), "gelu", groups=5, causal=True),
         case("conv1d", (1, 37, 13), (37, 1, 3), last=True, groups=37, causal=True, dilation=3, stride=2),
