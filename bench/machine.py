@@ -54,11 +54,17 @@ def describe(before):
     }
 
 
+def cpu(facts):
+    """One model name stands for several instruction sets, and they for different figures."""
+    model, sort = facts["cpu"], facts["cpu"]["torch_capability"]
+    return f"{model['model']}, {sort}, {model['cores']} cores"
+
+
 def name():
-    """A folder's name for this device: nvidia-h200, amd-epyc-2."""
+    """A folder's name for this device: nvidia-h200, amd-epyc-avx512-2-cores."""
     facts = env.facts()
     if facts["gpus"]:
         text = facts["gpus"][0]["name"]
     else:
-        text = f"{facts['cpu']['model']} {facts['cpu']['cores']} cores"
+        text = cpu(facts).replace(",", "")
     return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())

@@ -10,6 +10,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench import machine
 from bench.core import GEMM
 from kernelzoo.verify import table
 
@@ -94,9 +95,8 @@ def _others(rows):
 
 def title(data):
     facts = data["environment"]
-    cpu = f"{facts['cpu']['model']}, {facts['cpu']['cores']} cores"
     commit, changed = facts["commit"].partition("+")[::2]
-    device = facts["gpus"][0]["name"] if facts["gpus"] else cpu
+    device = facts["gpus"][0]["name"] if facts["gpus"] else machine.cpu(facts)
     return f"{device}; commit {commit[:12]}{changed and ' with changes'}; {facts['when']}"
 
 

@@ -107,7 +107,7 @@ CEILINGS = {"copy": 2e10, "copy_fresh": 1e10, "gemm_float32": 1e11, "gemm_bfloat
 def _data(tmp_path, rows):
     environment = {
         "versions": {"torch": "2"}, "commit": "0123456789abcdef+changes", "when": "now", "load": [1, 1, 1],
-        "cpu": {"model": "some CPU", "cores": 2}, "gpus": [], "threads": {"torch": 2},
+        "cpu": {"model": "some CPU", "cores": 2, "torch_capability": "AVX2"}, "gpus": [], "threads": {"torch": 2},
     }  # fmt: skip
     data = {
         "benchmarks": [{"extra_info": core.derive(row, CEILINGS)} for row in rows],
