@@ -38,7 +38,8 @@ def _problem(x, channels, size, padding):
 
 
 def _scratch(problem, weight, x, threads):
-    return memory.workspace((_cpu.winograd_scratch(problem, weight, DTYPES[x.dtype], threads),), torch.uint8)
+    size = _cpu.winograd_scratch(problem, weight, DTYPES[x.dtype], threads)
+    return memory.workspace((size,), torch.uint8)
 
 
 def fwd(x, w, b, size, padding, backward):
@@ -50,9 +51,10 @@ def fwd(x, w, b, size, padding, backward):
         strides, channels, padding = [outer, inner, -down, -across], w.shape[4], [2 - p for p in padding]
     y, threads = empty_as(x, x.shape[0], size, channels), torch.get_num_threads()
     problem = _problem(x, channels, size, padding)
+    scratch = _scratch(problem, False, x, threads)
     finite = _cpu.winograd_fwd(
-        problem, x.data_ptr(), data, strides, 0 if b is None else b.data_ptr(), y.data_ptr(),
-        _scratch(problem, False, x, threads).data_ptr(), DTYPES[x.dtype], threads,
+        problem, x.data_ptr(), data, strides, 0 if b is None else b.data_ptr(), y.data_ptr(), scratch.data_ptr(),
+        DTYPES[x.dtype], threads,
     )  # fmt: skip
     return y if finite else None
 
@@ -61,8 +63,8 @@ def bwd_weight(dz, x, kernel, padding):
     """dw (O, *kernel, C)."""
     dw, threads = empty_as(x, dz.shape[4], kernel, x.shape[4]), torch.get_num_threads()
     problem = _problem(x, dz.shape[4], dz.shape[1:4], padding)
+    scratch = _scratch(problem, True, x, threads)
     finite = _cpu.winograd_bwd_weight(
-        problem, dz.data_ptr(), x.data_ptr(), dw.data_ptr(), _scratch(problem, True, x, threads).data_ptr(),
-        DTYPES[x.dtype], threads,
-    )  # fmt: skip
+        problem, dz.data_ptr(), x.data_ptr(), dw.data_ptr(), scratch.data_ptr(), DTYPES[x.dtype], threads
+    )
     return dw if finite else None
