@@ -392,7 +392,9 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, 
         common dtype (autocast's under torch.autocast); its memory is channels-last where x's is, or (2d and 3d) W's.
 
     float64, float32, bfloat16 and float16 run on kernels; every other dtype and layout runs the formula. Sums are
-    float32 (float64 for float64); in 16 bits on a CPU z is rounded before f as in torch.
+    float32 (float64 for float64); in 16 bits on a CPU z is rounded before f as in torch. A large float32 filter of 3x3
+    at stride 1 has its products on a CPU by Winograd's F(2x2, 3x3) (Lavin, Gray: Fast algorithms for convolutional
+    neural networks, arXiv:1509.09308): an element's rounding error follows the largest of the four with it in a tile.
 
     Saved for the backward: x, W, b; with an activation the residual, and y where f' can be had from it (relu, relu6,
     leaky_relu with a positive slope, hardtanh, sigmoid, tanh), else z, and these only when a gradient can be asked
