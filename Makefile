@@ -26,10 +26,10 @@ demo: $(READY)
 	$(RUN) -m kernelzoo verify linear
 
 test: $(READY)
-	$(RUN) -m pytest -q -n $(JOBS) --dist loadfile -m "not slow"
+	$(RUN) -m pytest -q -n $(JOBS) --dist worksteal -m "not slow"
 
 test-all: $(READY)
-	$(RUN) -m pytest -q -n $(JOBS) --dist loadfile
+	$(RUN) -m pytest -q -n $(JOBS) --dist worksteal
 
 bench: $(READY)
 	$(RUN) bench/run.py $(BENCH) $(if $(BACKEND),--backend=$(BACKEND))

@@ -28,6 +28,7 @@ pytestmark = [
 ]
 
 MANY_SAMPLES = tuple(n for n in F.__all__ if "pool" in n or n == "interpolate")  # up to 300: some by default
+FEW_ON_NUMBA = (*MANY_SAMPLES, "batch_norm", "instance_norm")
 WITHOUT_SAMPLES = ("upsample",)  # a name that torch has deprecated, and interpolate's by another
 TOP_LEVEL = ("sigmoid", "tanh", "softmax", "log_softmax")  # OpInfo's names without nn.functional
 
@@ -114,36 +115,26 @@ def exact(sample):
 
 
 def sampled():
-    """Every backend and dtype; by default one dtype in Triton's interpreter, which is slow, and two on Numba, which
-    compiles a kernel for each."""
+    """Every backend and dtype; by default one dtype in Triton's interpreter, which is slow, and on Numba, which
+    compiles a kernel for each: another where an op's own tests take few of its cases there."""
     for backend in (*BACKENDS, "auto"):
         for dtype in DTYPES:
-            interpreted = backend == "triton" and not GPU
-            slow = interpreted and dtype != torch.float32
-            slow = slow or (backend == "numba" and dtype not in (torch.float32, torch.bfloat16))
-            yield pytest.param(
-                backend,
-                dtype,
-                id=f"{backend}-{str(dtype).removeprefix('torch.')}",
-                marks=pytest.mark.slow if slow else (),
-            )
+            anew = backend == "numba" or (backend == "triton" and not GPU)
+            for info in INFOS:
+                few = backend == "numba" and dtype == torch.bfloat16 and info.values[0] in FEW_ON_NUMBA
+                slow = anew and dtype != torch.float32 and not few
+                # hundreds of samples that differ in how torch computes them
+                slow = slow or ("chunked" in info.id and dtype != torch.float32)
+                yield pytest.param(
+                    backend,
+                    dtype,
+                    *info.values,
+                    id=f"{backend}-{str(dtype).removeprefix('torch.')}-{info.id}",
+                    marks=pytest.mark.slow if slow else (),
+                )
 
 
-def samples():
-    """Of linear_cross_entropy's "chunked" samples, hundreds that differ in how torch computes them, one dtype by
-    default."""
-    for backend in sampled():
-        for info in INFOS:
-            chunked = "chunked" in info.id and backend.values[1] != torch.float32
-            yield pytest.param(
-                *backend.values,
-                *info.values,
-                id=f"{backend.id}-{info.id}",
-                marks=[*backend.marks, *([pytest.mark.slow] if chunked else [])],
-            )
-
-
-@pytest.mark.parametrize(("backend", "dtype", "name", "info"), list(samples()))
+@pytest.mark.parametrize(("backend", "dtype", "name", "info"), list(sampled()))
 def test_samples(backend, dtype, name, info):
     if backend != "auto":
         need(backend)
