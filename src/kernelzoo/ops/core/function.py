@@ -140,8 +140,10 @@ def torch_serves(label, reason, *tensors):
     `BackendUnavailable` where a kernel backend was asked for. Empty tensors and transforms are torch's anywhere."""
     state = choice.state
     asked = state.chosen not in ("auto", "torch")
+    if not asked and state.calls is None:
+        return
     tensors = [t for t in tensors if isinstance(t, torch.Tensor)]
-    if (not asked and state.calls is None) or transform() or any(choice.below(t.numel(), 1) for t in tensors):
+    if transform() or any(choice.below(t.numel(), 1) for t in tensors):
         return
     if asked:
         raise choice.BackendUnavailable(f"{label}: backend {state.chosen!r} was asked for, but {reason}")
