@@ -35,9 +35,7 @@ def _problem(x, channels, size, padding):
 
 
 def _scratch(problem, weight, x, threads):
-    return memory.workspace(
-        (_cpu.winograd_scratch(problem, weight, DTYPES[x.dtype], threads),), torch.uint8
-    )
+    return memory.workspace((_cpu.winograd_scratch(problem, weight, DTYPES[x.dtype], threads),), torch.uint8)
 
 
 def fwd(x, w, b, size, padding, backward):
