@@ -203,6 +203,10 @@ def train(
     sample_tokens: Annotated[
         int | None, typer.Option(help="Length of a sample: 120; 0 for none.", rich_help_panel=_TEXT)
     ] = None,
+    sample_rate: Annotated[
+        int | None,
+        typer.Option(help="Resample sound to so many samples a second.", rich_help_panel=_TEXT),
+    ] = None,
     sample_seconds: Annotated[
         float | None, typer.Option(help="Length of a sound made at the end: 1.", rich_help_panel=_TEXT)
     ] = None,
@@ -231,7 +235,7 @@ def train(
         bool,
         typer.Option(
             "--skip-corrupt",
-            help="Leave out, and name, images that cannot be decoded.",
+            help="Leave out, and name, images and sounds that cannot be read.",
             rich_help_panel=_IMAGE,
         ),
     ] = False,
