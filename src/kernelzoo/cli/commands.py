@@ -76,7 +76,7 @@ def train(
             help="A table: digits, breast_cancer, diabetes, or a CSV file with a header. Text: stdlib (Python's "
             "own library), a folder or a file. Pairs: number_words, or a file of sources, tabs and targets. A "
             "series: sunspots, or a CSV file with a column of times. Images: digits, or a folder of class folders, of "
-            "MNIST's files or of CIFAR-10's binary ones. To segment: photographs, or a folder with images/ and masks/. "
+            "MNIST's files or of CIFAR-10's. To segment: photographs, or a folder with images/ and masks/. "
             "Sound: a wav file or a folder of them."
         ),
     ] = None,

@@ -182,7 +182,7 @@ def load_audio(
             if len(paths) == 1:
                 raise
             if not skip_corrupt:
-                raise InputError(f"{error}; or leave such files out with --skip-corrupt") from None
+                raise InputError(f"{error}. Remove it, or leave such files out with --skip-corrupt") from None
             skipped.append(str(error))
             continue
         if sample_rate is not None:
