@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +31,20 @@ def _fail(message: object, code: int = 2) -> typer.Exit:
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"kernelzoo: {message}", err=True)
     return typer.Exit(code)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted():
+    """SIGTERM, by which schedulers and containers end a run, ends it as Ctrl-C does, with a word on how to go on."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @app.command()
@@ -305,7 +321,8 @@ def train(
             if threads < 1:
                 raise InputError(f"--threads must be at least 1, got {threads}")
             torch.set_num_threads(threads)
-        training.run(training.configure(options=options, **asked))
+        with _terminated_as_interrupted():
+            training.run(training.configure(options=options, **asked))
     except InputError as error:
         raise _fail(error) from None
     except TrainingError as error:
