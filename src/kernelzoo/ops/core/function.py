@@ -79,7 +79,8 @@ class KernelFunction:
     @classmethod
     def call(cls, *args):
         state = choice.state
-        if state.chosen == "auto" and state.calls is None and cls.rule(*args):
+        ruled = state.chosen == "auto" and state.calls is None
+        if ruled and cls.rule(*args):
             return cls.torch_call(*args)  # a small call ends here, whatever else is true of it
         compiling = torch.compiler.is_compiling()
         tensors = [a for a in args if isinstance(a, torch.Tensor)]
@@ -87,9 +88,10 @@ class KernelFunction:
         if reason is None:
             to = cls.autocast(*args)
             if to is not None:
+                ruled = False
                 args = tuple(a.to(to) if _castable(a) else a for a in args)
                 tensors = [a for a in args if isinstance(a, torch.Tensor)]
-            backend, reason = choice.choose(cls, tensors, args)
+            backend, reason = choice.choose(cls, tensors, args, ruled)
         else:
             backend = "torch"
         if not compiling and state.calls is not None:
