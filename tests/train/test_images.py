@@ -257,6 +257,12 @@ def test_mnist_files_compressed_or_not(mnist):
         load_images(str(mnist), 14)
 
 
+def test_lenet_takes_mnist_padded_to_32(tmp_path, mnist):
+    result = run(tmp_path / "out", model="lenet", data=str(mnist), epochs=1, batch_size=8, options={})
+    assert result["options"]["padding"] == 2
+    assert result["options"]["image_size"] == 28
+
+
 @pytest.mark.parametrize(
     ("name", "spoil", "message"),
     [
