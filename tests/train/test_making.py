@@ -102,6 +102,21 @@ def test_resumed_run_ends_as_an_uninterrupted_one(tmp_path, sound, short, model)
         run(tmp_path / "parts", model, sound, resume=True, lr=0.5)
 
 
+def test_player_that_has_learnt_nothing_yet_resumes(tmp_path, short, monkeypatch):
+    from kernelzoo.train import play
+
+    monkeypatch.setattr(play, "WATCHED", 60)
+    whole = run(tmp_path / "whole", "dqn", steps=9)
+    assert run(tmp_path / "parts", "dqn", steps=9, stop_at=1)["stopped"]
+    assert not torch.load(tmp_path / "parts" / "checkpoint.ckpt", weights_only=True)["optimizer"]
+    resumed = run(tmp_path / "parts", "dqn", steps=9, resume=True)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("parts", "whole")]
+    assert weights[0] == weights[1]
+    history = whole["results"]["kernelzoo"]["history"]
+    assert resumed["results"]["kernelzoo"]["history"] == history
+    assert history[-1]["train_loss"] > 0
+
+
 @pytest.mark.parametrize("model", KINDS)
 def test_comparison_trains_the_same_model_in_plain_torch(tmp_path, sound, short, model):
     result = run(tmp_path, model, sound, compare="torch", backend="torch", steps=4)
