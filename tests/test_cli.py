@@ -1,7 +1,9 @@
 """The command line, end to end."""
 
+import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -221,6 +223,47 @@ def test_train_on_text_resumes_and_writes_samples(tmp_path, monkeypatch):
     assert metrics["options"]["attn_pdrop"] == 0.1
     assert (tmp_path / "run" / "samples.txt").read_text().startswith("line")
     assert kernelzoo(*command, "--resume", "--lr", 0.5).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("where", "arguments", "message"),
+    [
+        (
+            "kernelzoo.train.gan.GanTraining.record",
+            ("dcgan", "--steps", 5, "--eval-every", 1, "--batch-size", 8, "--set", "width=4"),
+            "interrupted in step 3",
+        ),
+        (
+            "kernelzoo.train.loop.ProgressBar.on_train_epoch_end",
+            ("cnn", "--epochs", 5, "--set", "filters=2,2"),
+            "interrupted in epoch 2",
+        ),
+    ],
+    ids=["steps", "epochs"],
+)
+def test_terminated_run_says_how_to_go_on_and_does(tmp_path, monkeypatch, where, arguments, message):
+    owner, _, name = where.rpartition(".")
+    module, _, kind = owner.rpartition(".")
+    owner = getattr(importlib.import_module(module), kind)
+    usual, calls, handler = getattr(owner, name), [], signal.getsignal(signal.SIGTERM)
+
+    def ended(*args):
+        result = usual(*args)
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(owner, name, ended)
+    how = ("--data", "digits", "--out", tmp_path / "run", "--threads", 1, "--device", "cpu")
+    result = kernelzoo("train", *arguments, *how)
+    assert result.exit_code == 130
+    assert f"{message}; add --resume to go on from the last checkpoint" in result.stderr
+    assert signal.getsignal(signal.SIGTERM) is handler
+    result = kernelzoo("train", *arguments, *how, "--resume")
+    assert result.exit_code == 0, result.stderr
+    assert "resuming" in result.stdout
+    assert "5 of 5: " in result.stdout
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a backend that needs a CUDA device")

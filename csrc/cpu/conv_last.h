@@ -1,40 +1,5 @@
 // Convolutions of one channel each, the channels being neighbours.
 
-// A vector of S's elements as T, and back.
-template <class T, class S>
-inline Vec<T> widen(const S* s) {
-  if constexpr (sizeof(S) == sizeof(T)) {
-    return loadv(s);
-  } else {
-#ifdef KERNELZOO_ISA_avx512
-    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(s));
-    if constexpr (Same<S, Fp16>::value) return _mm512_cvtph_ps(bits);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-#endif
-    T t[WIDTH<T>];
-    load(s, t, WIDTH<T>);
-    return loadv(t);
-  }
-}
-
-template <class T, class S>
-inline void narrow(S* s, Vec<T> v) {
-  if constexpr (sizeof(S) == sizeof(T)) {
-    storev(s, v);
-  } else {
-    T t[WIDTH<T>];
-    storev(t, v);
-    store(t, s, WIDTH<T>);
-  }
-}
-
-template <class T, class S>
-inline T widen_one(const S* s) {
-  T t;
-  load(s, &t, 1);
-  return t;
-}
-
 // x's lines, rows of C channels, that a unit's outputs see: one for the plane and row of taps number `at`.
 template <class S>
 struct Lines {
@@ -96,16 +61,17 @@ struct Taps {
 };
 
 // Outputs that are computed together: of a list of taps, which share a load of the weights, and of a window, which also
-// share those of x.
+// share those of x: half as many at stride 2, where twice as many columns are seen, and L1 has no room for more where
+// rows of x lie whole pages apart (3x3, 8x128x56x56, one thread of AVX2: forward 2.8 ms instead of 3.8, dw 3.2 of 4.6).
 constexpr int64_t TOGETHER = 4, WINDOW = 8;
 
-// The outputs of a unit, columns begin ... end - 1, that see all taps of their rows; none where u is not x.
+// The outputs of a unit, columns begin ... end - 1, whose rows of taps all lie inside u.
 struct Inside {
   int64_t begin = 0, end = 0;
 
   Inside(const Depthwise& a, const DepthwisePart& u, int64_t q0) {
-    const int64_t room = a.in[2] - a.span(2) - q0;
-    if (a.up[2] > 1 || room < 0) return;
+    const int64_t room = a.in[2] * a.up[2] - a.span(2) - q0;
+    if (room < 0) return;
     begin = q0 < 0 ? ceil_div(-q0, a.stride[2]) : 0;
     end = at_most(u.columns, room / a.stride[2] + 1);
     if (end < begin) begin = end = 0;
@@ -127,9 +93,10 @@ struct Inside {
     }                                                                    \
   return nullptr;
 
-// y (OUT, C) of one vector of channels or two.
+// Outputs, rows of C `apart` elements apart in y and `step` in x: of one vector of channels or two.
 template <class S, class T, int OUT, int NV>
-inline void fwd_vectors(const Taps<S>& taps, const T* w, const T* b, int64_t step, int64_t C, int64_t c, S* y) {
+inline void fwd_vectors(const Taps<S>& taps, const T* w, const T* b, int64_t step, int64_t C, int64_t c, S* y,
+                        int64_t apart) {
   constexpr int64_t W = WIDTH<T>;
   Vec<T> acc[OUT][NV];
   for (int o = 0; o < OUT; ++o)
@@ -139,64 +106,68 @@ inline void fwd_vectors(const Taps<S>& taps, const T* w, const T* b, int64_t ste
     for (int v = 0; v < NV; ++v) by[v] = loadv(w + taps.at[t] * C + c + v * W);
     const S* x = taps.x[t] + c;
     for (int o = 0; o < OUT; ++o)
-      for (int v = 0; v < NV; ++v) acc[o][v] += by[v] * widen<T>(x + o * step + v * W);
+      for (int v = 0; v < NV; ++v) acc[o][v] += by[v] * widened(x + o * step + v * W);
   }
   for (int o = 0; o < OUT; ++o)
-    for (int v = 0; v < NV; ++v) narrow<T>(y + o * C + c + v * W, acc[o][v]);
+    for (int v = 0; v < NV; ++v) narrowed(acc[o][v], y + o * apart + c + v * W);
 }
 
 // The last channels go through the last whole vector, of which some are computed twice; fewer than a vector one by one.
 template <class S, class T, int OUT>
-void fwd_outputs(const Taps<S>& taps, const T* w, const T* b, int64_t step, int64_t C, S* y) {
+void fwd_outputs(const Taps<S>& taps, const T* w, const T* b, int64_t step, int64_t C, S* y, int64_t apart) {
   constexpr int64_t W = WIDTH<T>;
   int64_t c = 0;
-  for (; c + 2 * W <= C; c += 2 * W) fwd_vectors<S, T, OUT, 2>(taps, w, b, step, C, c, y);
-  for (; c + W <= C; c += W) fwd_vectors<S, T, OUT, 1>(taps, w, b, step, C, c, y);
+  for (; c + 2 * W <= C; c += 2 * W) fwd_vectors<S, T, OUT, 2>(taps, w, b, step, C, c, y, apart);
+  for (; c + W <= C; c += W) fwd_vectors<S, T, OUT, 1>(taps, w, b, step, C, c, y, apart);
   if (c == C) return;
-  if (C >= W) return fwd_vectors<S, T, OUT, 1>(taps, w, b, step, C, C - W, y);
+  if (C >= W) return fwd_vectors<S, T, OUT, 1>(taps, w, b, step, C, C - W, y, apart);
   for (int o = 0; o < OUT; ++o)
     for (c = 0; c < C; ++c) {
       T acc = b[c];
-      for (int64_t t = 0; t < taps.count; ++t) acc += w[taps.at[t] * C + c] * widen_one<T>(taps.x[t] + o * step + c);
-      store(&acc, y + o * C + c, 1);
+      for (int64_t t = 0; t < taps.count; ++t) acc += w[taps.at[t] * C + c] * widened_one(taps.x[t] + o * step + c);
+      store(&acc, y + o * apart + c, 1);
     }
 }
 
-// y (WINDOW, C) of a vector of channels: each of x's columns is loaded once a row of taps, and meets all taps there.
+// y (N, C), N = WINDOW / STEP, of a vector of channels: each of x's columns is loaded once a row of taps, and meets all
+// taps there.
 template <class S, class T, int K, int STEP>
 KERNELZOO_INLINE void fwd_window(const Depthwise& a, const Lines<S>& lines, int64_t column, int64_t c, S* y) {
   const T* const w = static_cast<const T*>(a.w) + c;
   const T* const b = static_cast<const T*>(a.b);
+  constexpr int N = WINDOW / STEP;
   const int64_t C = a.C, shift = (lines.q0 + column * STEP - lines.from) * C + c;
-  Vec<T> acc[WINDOW];
-  for (int o = 0; o < WINDOW; ++o) acc[o] = loadv(b + c);
+  Vec<T> acc[N];
+  for (int o = 0; o < N; ++o) acc[o] = loadv(b + c);
   for (int64_t k = 0; k < lines.count; ++k) {
     const S* x = lines.line[k] + shift;
     Vec<T> by[K];
     for (int t = 0; t < K; ++t) by[t] = loadv(w + (lines.at[k] * K + t) * C);
 #pragma GCC unroll 32
-    for (int j = 0; j < (WINDOW - 1) * STEP + K; ++j) {
-      const Vec<T> v = widen<T>(x + j * C);
+    for (int j = 0; j < (N - 1) * STEP + K; ++j) {
+      const Vec<T> v = widened(x + j * C);
 #pragma GCC unroll 8
       for (int t = 0; t < K; ++t)
-        if (j >= t && (j - t) % STEP == 0 && (j - t) / STEP < WINDOW) acc[(j - t) / STEP] += by[t] * v;
+        if (j >= t && (j - t) % STEP == 0 && (j - t) / STEP < N) acc[(j - t) / STEP] += by[t] * v;
     }
   }
-  for (int o = 0; o < WINDOW; ++o) narrow<T>(y + o * C + c, acc[o]);
+  for (int o = 0; o < N; ++o) narrowed(acc[o], y + o * C + c);
 }
 
 template <class S, class T, int K, int STEP>
 void fwd_windows(const Depthwise& a, const Lines<S>& lines, int64_t column, S* y) {
-  constexpr int64_t W = WIDTH<T>;
+  constexpr int64_t W = WIDTH<T>, N = WINDOW / STEP, LINE = 64 / sizeof(S);
   // a window goes back and forth between its columns, which the processor's own prefetch does not follow: the next row
-  // of x and y is asked for here (8x128x56x56, 3x3: 0.95 ms instead of 1.55; 8x384x14x14, from L2: 0.16 instead of 0.12)
+  // of x and y is asked for here (8x128x56x56, 3x3: 0.95 ms instead of 1.55; 8x384x14x14, from L2: 0.16 instead of 0.12),
+  // at stride 2 both rows that the next outputs see more (one thread of AVX2: 3.1 ms instead of 3.8)
   const S* const x = lines.line[lines.count - 1] + (column * STEP + a.in[2]) * a.C;
   S* const below = y + a.out[2] * a.C;
   int64_t c = 0;
   for (; c + W <= a.C; c += W) {
-    for (int64_t o = 0; a.ahead && o < WINDOW; ++o) {
-      __builtin_prefetch(x + o * STEP * a.C + c, 0, 2);
-      __builtin_prefetch(below + o * a.C + c, 1, 2);
+    if (a.ahead && c % LINE == 0) {
+      for (int64_t s = 0; s < STEP; ++s)
+        for (int64_t o = 0; o < N * STEP; ++o) __builtin_prefetch(x + (s * a.in[2] + o) * a.C + c, 0, 2);
+      for (int64_t o = 0; o < N; ++o) __builtin_prefetch(below + o * a.C + c, 1, 2);
     }
     fwd_window<S, T, K, STEP>(a, lines, column, c, y);
   }
@@ -221,21 +192,25 @@ void fwd_last(const Depthwise& a, const DepthwisePart& u, S* z, char* scratch) {
   const int64_t step = a.stride[2] * a.C;
   const FwdWindows<S> windows = lines.count ? fwd_windows_of<S, T>(a) : nullptr;
   const Inside inside(a, u, lines.q0);
+  const int64_t window = WINDOW / a.stride[2];
+  const int64_t up = a.up[2], group = TOGETHER * up;  // of `up` neighbours each sees other taps
   for (int64_t j = 0; j < u.columns;) {
     const int64_t rest = inside.end - j;
-    if (j < inside.begin || rest <= 0 || inside.end - inside.begin < TOGETHER) {
+    if (j < inside.begin || rest <= 0 || inside.end - inside.begin < group) {
       taps.find(a, lines, j);
-      fwd_outputs<S, T, 1>(taps, w, b, step, a.C, y + j * a.C);
+      fwd_outputs<S, T, 1>(taps, w, b, step, a.C, y + j * a.C, a.C);
       ++j;
-    } else if (windows && inside.end - inside.begin >= WINDOW) {
-      if (rest < WINDOW) j = inside.end - WINDOW;  // some are computed twice
+    } else if (windows && inside.end - inside.begin >= window) {
+      if (rest < window) j = inside.end - window;  // some are computed twice
       windows(a, lines, j, y + j * a.C);
-      j += WINDOW;
+      j += window;
     } else {
-      if (rest < TOGETHER) j = inside.end - TOGETHER;
-      taps.find(a, lines, j);
-      fwd_outputs<S, T, TOGETHER>(taps, w, b, step, a.C, y + j * a.C);
-      j += TOGETHER;
+      if (rest < group) j = inside.end - group;
+      for (const int64_t end = j + up; j < end; ++j) {
+        taps.find(a, lines, j);
+        fwd_outputs<S, T, TOGETHER>(taps, w, b, step, a.C, y + j * a.C, up * a.C);
+      }
+      j += group - up;
     }
   }
 }
@@ -252,7 +227,7 @@ inline void sum_vectors(const Taps<S>& taps, const S* dz, int64_t step, int64_t 
   for (int64_t l = 0; l < W; ++l) wanted[l] = l >= from ? Int(-1) : Int(0);
   for (int o = 0; o < OUT; ++o)
     for (int v = 0; v < NV; ++v) {
-      d[o][v] = widen<T>(dz + o * C + c + v * W);
+      d[o][v] = widened(dz + o * C + c + v * W);
       all[v] += from ? (wanted ? d[o][v] : Vec<T>{}) : d[o][v];
     }
   for (int v = 0; v < NV; ++v) storev(total + c + v * W, all[v]);
@@ -262,7 +237,7 @@ inline void sum_vectors(const Taps<S>& taps, const S* dz, int64_t step, int64_t 
     for (int v = 0; v < NV; ++v) {
       Vec<T> acc = loadv(sum + v * W);
       for (int o = 0; o < OUT; ++o) {
-        const Vec<T> term = d[o][v] * widen<T>(x + o * step + v * W);
+        const Vec<T> term = d[o][v] * widened(x + o * step + v * W);
         acc += from ? (wanted ? term : Vec<T>{}) : term;
       }
       storev(sum + v * W, acc);
@@ -280,10 +255,10 @@ void sum_outputs(const Taps<S>& taps, const S* dz, int64_t step, int64_t C, T* s
   if (C >= W) return sum_vectors<S, T, OUT, 1>(taps, dz, step, C, C - W, c - (C - W), sums, total);
   for (int o = 0; o < OUT; ++o)
     for (c = 0; c < C; ++c) {
-      const T d = widen_one<T>(dz + o * C + c);
+      const T d = widened_one(dz + o * C + c);
       total[c] += d;
       for (int64_t t = 0; t < taps.count; ++t) {
-        sums[taps.at[t] * C + c] += d * widen_one<T>(taps.x[t] + o * step + c);
+        sums[taps.at[t] * C + c] += d * widened_one(taps.x[t] + o * step + c);
       }
     }
 }
@@ -293,13 +268,14 @@ template <class S, class T, int K, int STEP>
 KERNELZOO_INLINE void sum_window(const Depthwise& a, const Lines<S>& lines, int64_t column, const S* dz, int64_t c, int64_t from,
                        T* sums) {
   using Int = typename Lanes<T>::Int;
+  constexpr int N = WINDOW / STEP;
   const int64_t C = a.C, shift = (lines.q0 + column * STEP - lines.from) * C + c, taps = a.taps();
   IVec<T> wanted;
   for (int64_t l = 0; l < WIDTH<T>; ++l) wanted[l] = l >= from ? Int(-1) : Int(0);
   const auto add = [&](T* sum, Vec<T> more) { storev(sum, loadv(sum) + (from ? (wanted ? more : Vec<T>{}) : more)); };
-  Vec<T> d[WINDOW], all = {};
-  for (int o = 0; o < WINDOW; ++o) {
-    d[o] = widen<T>(dz + o * C + c);
+  Vec<T> d[N], all = {};
+  for (int o = 0; o < N; ++o) {
+    d[o] = widened(dz + o * C + c);
     all += d[o];
   }
   add(sums + taps * C + c, all);
@@ -307,11 +283,11 @@ KERNELZOO_INLINE void sum_window(const Depthwise& a, const Lines<S>& lines, int6
     const S* x = lines.line[k] + shift;
     Vec<T> acc[K] = {};
 #pragma GCC unroll 32
-    for (int j = 0; j < (WINDOW - 1) * STEP + K; ++j) {
-      const Vec<T> v = widen<T>(x + j * C);
+    for (int j = 0; j < (N - 1) * STEP + K; ++j) {
+      const Vec<T> v = widened(x + j * C);
 #pragma GCC unroll 8
       for (int t = 0; t < K; ++t)
-        if (j >= t && (j - t) % STEP == 0 && (j - t) / STEP < WINDOW) acc[t] += d[(j - t) / STEP] * v;
+        if (j >= t && (j - t) % STEP == 0 && (j - t) / STEP < N) acc[t] += d[(j - t) / STEP] * v;
     }
     for (int t = 0; t < K; ++t) add(sums + (lines.at[k] * K + t) * C + c, acc[t]);
   }
@@ -319,14 +295,15 @@ KERNELZOO_INLINE void sum_window(const Depthwise& a, const Lines<S>& lines, int6
 
 template <class S, class T, int K, int STEP>
 void sum_windows(const Depthwise& a, const Lines<S>& lines, int64_t column, const S* dz, T* sums) {
-  constexpr int64_t W = WIDTH<T>;
+  constexpr int64_t W = WIDTH<T>, N = WINDOW / STEP, LINE = 64 / sizeof(S);
   const S* const x = lines.line[lines.count - 1] + (column * STEP + a.in[2]) * a.C;
   const S* const below = dz + a.out[2] * a.C;
   int64_t c = 0;
   for (; c + W <= a.C; c += W) {
-    for (int64_t o = 0; a.ahead && o < WINDOW; ++o) {
-      __builtin_prefetch(x + o * STEP * a.C + c, 0, 2);
-      __builtin_prefetch(below + o * a.C + c, 0, 2);
+    if (a.ahead && c % LINE == 0) {
+      for (int64_t s = 0; s < STEP; ++s)
+        for (int64_t o = 0; o < N * STEP; ++o) __builtin_prefetch(x + (s * a.in[2] + o) * a.C + c, 0, 2);
+      for (int64_t o = 0; o < N; ++o) __builtin_prefetch(below + o * a.C + c, 0, 2);
     }
     sum_window<S, T, K, STEP>(a, lines, column, dz, c, 0, sums);
   }
@@ -350,11 +327,12 @@ void bwd_weight_last(const Depthwise& a, const DepthwisePart& u, const S* dz, T*
   const int64_t step = a.stride[2] * a.C;
   const SumWindows<S, T> windows = lines.count ? sum_windows_of<S, T>(a) : nullptr;
   const Inside inside(a, u, lines.q0);
+  const int64_t window = WINDOW / a.stride[2];
   for (int64_t j = 0; j < u.columns;) {
     const int64_t rest = j < inside.begin ? 0 : inside.end - j;
-    if (windows && rest >= WINDOW) {
+    if (windows && rest >= window) {
       windows(a, lines, j, dz + j * a.C, sums);
-      j += WINDOW;
+      j += window;
       continue;
     }
     taps.find(a, lines, j);

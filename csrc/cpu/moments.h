@@ -6,11 +6,11 @@
 // Terms of a sum added up in T before they join it in double: the error of a long row stays that of a short one.
 constexpr int64_t NORM_BLOCK = 1024;
 
-// 64 bytes of T at any address. Four such accumulators hide an addition's latency.
+// A register of T at any address. Four such accumulators hide an addition's latency.
 template <class T>
 struct Lanes {
-  typedef T V __attribute__((vector_size(64), aligned(sizeof(T)), may_alias));
-  static constexpr int64_t W = 64 / sizeof(T);
+  typedef T V __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(T)), may_alias));
+  static constexpr int64_t W = VECTOR_BYTES / sizeof(T);
 };
 
 template <class T>

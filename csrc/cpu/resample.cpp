@@ -21,7 +21,7 @@ struct Spread {
     for (int64_t j = 0; j < n; ++j) {
       first[j] = table[3 * std::min(j, outputs - 1)];
       count[j] = j < outputs ? table[3 * j + 1] : 0;
-      if (first[j] - first[j / 16 * 16] > 31) return;
+      if (first[j] - first[j / 16 * 16] > 31 || first[j] - first[j / 8 * 8] > 15) return;  // two vectors of either set
     }
     weights.resize(taps * n);
     for (int64_t j = 0; j < outputs; ++j)

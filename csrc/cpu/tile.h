@@ -4,14 +4,7 @@
 // tile has 6 rows of 4 vectors: 24 sums, 4 vectors of B and the broadcast fill the 32 registers, and 10 loads serve
 // 24 multiply-adds.
 
-#if defined(KERNELZOO_ISA_avx512)
-constexpr int64_t VECTOR_BYTES = 64, TILE_VECTORS = 4;
-#elif defined(KERNELZOO_ISA_avx2)
-constexpr int64_t VECTOR_BYTES = 32, TILE_VECTORS = 2;
-#else
-constexpr int64_t VECTOR_BYTES = 16, TILE_VECTORS = 2;
-#endif
-constexpr int64_t TILE_ROWS = 6;
+constexpr int64_t TILE_VECTORS = VECTOR_BYTES == 64 ? 4 : 2, TILE_ROWS = 6;
 
 template <class T>
 struct Lanes;

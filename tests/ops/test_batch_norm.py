@@ -388,3 +388,27 @@ def test_bad_input(name):
         f(x, None, None, torch.ones(6, device="meta"), **{training: True})
     with pytest.raises(ValueError, match=f"{name}: unknown act 'rely'"):
         f(x, None, None, **{training: True}, act="rely")
+
+
+def test_auto_takes_what_is_fast():
+    """Beside each size: whether a kernel serves a training step with relu behind it."""
+    need("cpp")
+    last = torch.channels_last
+    served = [
+        (False, torch.randn(16, 512, 7, 7), {}),
+        (True, torch.randn(32, 512, 7, 7), {}),
+        (True, torch.randn(16, 64, 16, 16), {}),
+        (False, torch.randn(16, 64, 16, 16).contiguous(memory_format=last), {}),
+        (False, torch.randn(16, 64, 16, 16).bfloat16(), {}),
+        (True, torch.randn(16, 128, 28, 28).bfloat16().contiguous(memory_format=last), {}),
+        (False, *[torch.randn(16, 128, 28, 28).bfloat16()] * 2),
+    ]
+    for kernel, x, residual in served:
+        more = {"residual": residual} if isinstance(residual, torch.Tensor) else {}
+        x.requires_grad_()
+        y = F.batch_norm(x, None, None, training=True, act="relu", **more)
+        with kz.trace() as calls:
+            traced = F.batch_norm(x, None, None, training=True, act="relu", **more)
+        assert [c.backend for c in calls] == ["cpp" if kernel else "torch"], x.shape
+        assert torch.equal(y, traced)
+        assert (type(y.grad_fn).__name__ == "ReluBackward0") is not kernel  # the shorter way says the same

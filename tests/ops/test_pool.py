@@ -415,3 +415,17 @@ def test_bad_input(size):
     for call in (lambda: F.max_pool2d([1.0], 2), lambda: F.avg_pool2d(x, "2"), lambda: F.max_pool2d(x, 2.5)):
         with pytest.raises(TypeError, match="pool2d: "):
             call()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 9), (4, 64, 80, 14)], ids=["few", "short rows"])
+@pytest.mark.parametrize("stride", [None, 1, [2, 1], []])
+def test_auto_ends_in_torchs_own_call(shape, stride):
+    x = torch.randn(shape, requires_grad=True)
+    ours, theirs = (f(x, 3, stride, 1, 1, True) for f in (F.max_pool2d, T.max_pool2d))
+    assert type(ours.grad_fn) is type(theirs.grad_fn)
+    assert torch.equal(ours, theirs)
+    with kz.trace() as calls:
+        F.max_pool2d(x, 3, stride, 1)
+    assert [call.backend for call in calls] == ["torch"]
+    with pytest.raises(kz.ArgumentError, match=r"max_pool2d: .*got input of shape .*expected shape"):
+        F.max_pool2d(x, 3, stride, 2)

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import pickle
 import struct
 
 import numpy as np
@@ -256,6 +257,12 @@ def test_mnist_files_compressed_or_not(mnist):
         load_images(str(mnist), 14)
 
 
+def test_lenet_takes_mnist_padded_to_32(tmp_path, mnist):
+    result = run(tmp_path / "out", model="lenet", data=str(mnist), epochs=1, batch_size=8, options={})
+    assert result["options"]["padding"] == 2
+    assert result["options"]["image_size"] == 28
+
+
 @pytest.mark.parametrize(
     ("name", "spoil", "message"),
     [
@@ -286,13 +293,21 @@ def test_bad_mnist_files(mnist, name, spoil, message):
         load_images(str(mnist))
 
 
-def test_cifar_binary_is_read_and_its_pickles_are_refused(tmp_path):
+def test_cifar_is_read_in_both_its_versions(tmp_path):
     random = np.random.default_rng(2)
+    folder = tmp_path / "python" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
     for name, rows in (("data_batch_1", 30), ("data_batch_2", 30), ("test_batch", 20)):
         records = random.integers(0, 256, (rows, 3073)).astype(np.uint8)
         records[:, 0] = np.arange(rows) % 10
         (tmp_path / f"{name}.bin").write_bytes(records.tobytes())
+        batch = {b"labels": records[:, 0].tolist(), b"data": records[:, 1:], b"batch_label": b"of many"}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
     images = load_images(str(tmp_path))
+    pickled = load_images(str(tmp_path / "python"))
+    np.testing.assert_array_equal(images.pixels, pickled.pixels)
+    np.testing.assert_array_equal(images.y, pickled.y)
+    np.testing.assert_array_equal(images.held_out, pickled.held_out)
     assert images.shape == (3, 32, 32)
     assert images.classes[3] == "cat"
     assert images.usual_augment == Augment(crop=True, flip=True)
@@ -301,11 +316,37 @@ def test_cifar_binary_is_read_and_its_pickles_are_refused(tmp_path):
     (tmp_path / "data_batch_2.bin").write_bytes(records.tobytes()[:-1])
     with pytest.raises(InputError, match=r"data_batch_2\.bin has .* no whole records of 3073"):
         load_images(str(tmp_path))
-    folder = tmp_path / "python" / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    (folder / "data_batch_1").write_bytes(b"\x80\x04")
-    with pytest.raises(InputError, match="Python version, a pickle, and reading one can run code"):
-        load_images(str(tmp_path / "python"))
+
+
+class Opener:
+    def __reduce__(self):
+        return open, ("opened", "w")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            pickle.dumps({b"labels": [0], b"data": Opener()}),
+            "it names (io|_io).open, which no batch of CIFAR-10 does",
+        ),
+        (b"\x80\x04", "data_batch_1 is no batch of CIFAR-10's Python version"),
+        (pickle.dumps([1, 2]), "data_batch_1 is no batch of CIFAR-10's Python version"),
+        (
+            pickle.dumps({b"labels": [0, 1], b"data": np.zeros((1, 3072), np.uint8)}),
+            r"of shape \(1, 3072\) and labels",
+        ),
+        (pickle.dumps({b"labels": [0], b"data": np.zeros((1, 3072))}), "holds float64 of shape"),
+        (pickle.dumps({b"labels": [-1], b"data": np.zeros((1, 3072), np.uint8)}), "a record of class -1"),
+    ],
+    ids=["code", "truncated", "list", "lengths", "dtype", "class"],
+)
+def test_bad_pickles_of_cifar(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data_batch_1").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_images(str(tmp_path))
+    assert not (tmp_path / "opened").exists()
 
 
 @pytest.mark.parametrize(

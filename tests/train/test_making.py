@@ -1,6 +1,7 @@
 """Training in steps on images to make, on sound and on a game: figures, resumption, what is refused."""
 
 import io
+import struct
 import wave
 
 import numpy as np
@@ -101,6 +102,21 @@ def test_resumed_run_ends_as_an_uninterrupted_one(tmp_path, sound, short, model)
         run(tmp_path / "parts", model, sound, resume=True, lr=0.5)
 
 
+def test_player_that_has_learnt_nothing_yet_resumes(tmp_path, short, monkeypatch):
+    from kernelzoo.train import play
+
+    monkeypatch.setattr(play, "WATCHED", 60)
+    whole = run(tmp_path / "whole", "dqn", steps=9)
+    assert run(tmp_path / "parts", "dqn", steps=9, stop_at=1)["stopped"]
+    assert not torch.load(tmp_path / "parts" / "checkpoint.ckpt", weights_only=True)["optimizer"]
+    resumed = run(tmp_path / "parts", "dqn", steps=9, resume=True)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("parts", "whole")]
+    assert weights[0] == weights[1]
+    history = whole["results"]["kernelzoo"]["history"]
+    assert resumed["results"]["kernelzoo"]["history"] == history
+    assert history[-1]["train_loss"] > 0
+
+
 @pytest.mark.parametrize("model", KINDS)
 def test_comparison_trains_the_same_model_in_plain_torch(tmp_path, sound, short, model):
     result = run(tmp_path, model, sound, compare="torch", backend="torch", steps=4)
@@ -145,6 +161,69 @@ def test_mu_law_is_its_formula_and_comes_back():
     np.testing.assert_array_equal(codes, np.floor(expected + 0.5))
     # half a code, on a scale where the step grows with the sample
     assert (abs(mu_law_inverse(codes) - x) <= (abs(x) + 1 / 255) * 0.5 * 2 / 255 * np.log(256) * 1.02).all()
+
+
+def riff(path, kind, bits, data, rate=8000, extensible=False):
+    """A wav file as other programs write them: a chunk before the sound, the extensible head, an odd chunk behind."""
+    head = struct.pack("<HHIIHH", 0xFFFE if extensible else kind, 1, rate, rate * bits // 8, bits // 8, bits)
+    if extensible:
+        head += struct.pack("<HHIH", 22, bits, 4, kind) + bytes.fromhex("000000001000800000aa00389b71")
+    chunks = [(b"LIST", b"odd"), (b"fmt ", head), (b"data", data), (b"id3 ", b"x")]
+    body = b"".join(n + struct.pack("<I", len(c)) + c + b"\0" * (len(c) % 2) for n, c in chunks)
+    path.write_bytes(b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WAVE" + body)
+    return path
+
+
+@pytest.mark.parametrize("extensible", [False, True])
+@pytest.mark.parametrize(("kind", "bits"), [(1, 24), (1, 32), (3, 32), (3, 64)])
+def test_wav_files_of_24_and_32_bits_and_of_floats(tmp_path, kind, bits, extensible):
+    x = np.array([0, 0.5, -0.25, -1, 1 - 2.0**-23])
+    if kind == 3:
+        data = x.astype(f"<f{bits // 8}").tobytes()
+    else:
+        wide = np.round(x * 2.0 ** (bits - 1)).astype("<i4")
+        data = b"".join(int(v).to_bytes(4, "little", signed=True)[: bits // 8] for v in wide)
+    rate, found = read_wav(riff(tmp_path / "a.wav", kind, bits, data, extensible=extensible))
+    assert rate == 8000
+    np.testing.assert_array_equal(found, x)
+
+
+def test_wav_file_whose_length_was_not_known_reaches_to_its_end(tmp_path, sound):
+    content = sound.read_bytes()
+    at = content.index(b"data") + 4
+    (tmp_path / "b.wav").write_bytes(content[:at] + b"\xff" * 4 + content[at + 4 :])
+    np.testing.assert_array_equal(read_wav(tmp_path / "b.wav")[1], read_wav(sound)[1])
+
+
+def test_sound_of_other_rates_is_resampled(tmp_path, sound):
+    write_wav(tmp_path / "zz.wav", tune(rate=24000), rate=24000)
+    audio = load_audio(str(tmp_path), 0.5, 64, sample_rate=12000)
+    assert audio.rate == 12000
+    first, second = (
+        mu_law_inverse(np.concatenate(parts)) for parts in zip(audio.training, audio.held_out, strict=True)
+    )
+    assert len(first) == len(second) == 3000
+    inside = slice(200, -200)  # the filters' ends differ
+    assert (
+        abs(first - second)[inside].max() < 0.04
+    )  # of a tune of 440 Hz and height 0.61, in codes of up to 0.014
+
+
+def test_corrupt_sounds_are_named_and_left_out_only_when_asked(tmp_path, sound):
+    folder = tmp_path / "sounds"
+    folder.mkdir()
+    sound.rename(folder / "good.wav")
+    (folder / "bad.wav").write_bytes(b"RIFF")
+    with pytest.raises(
+        InputError, match=r"bad\.wav is not a wav file.*leave such files out with --skip-corrupt"
+    ):
+        run(tmp_path / "out", "wavenet", folder)
+    result = run(tmp_path / "out", "wavenet", folder, skip_corrupt=True)
+    assert result["files"] == ["good.wav"]
+    assert "skipped: " in result["printed"]
+    (folder / "good.wav").write_bytes(b"RIFF")
+    with pytest.raises(InputError, match=r"none of its 2 wav files can be read; the first: .*bad"):
+        load_audio(str(folder), 0.1, 64, skip_corrupt=True)
 
 
 def test_wav_files_of_8_and_16_bits_and_several_channels(tmp_path):
@@ -212,13 +291,22 @@ def test_minutes_are_turned_into_steps_once(tmp_path, sound):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda p: p.write_bytes(b"ID3 and so on"), r"tune\.wav is not a wav file of plain PCM"),
+        (
+            lambda p: p.write_bytes(b"ID3 and so on"),
+            r"tune\.wav is not a wav file: it does not begin with RIFF",
+        ),
+        (
+            lambda p: p.write_bytes(p.read_bytes()[:40]),
+            r"tune\.wav is not a whole wav file: it ends before its data",
+        ),
         (lambda p: p.write_bytes(b""), r"tune\.wav is not a wav file"),
         (
             lambda p: p.write_bytes(p.read_bytes()[:-100]),
             r"tune\.wav is truncated: its head says 2000 samples",
         ),
-        (lambda p: write_wav(p, tune(), width=4), r"tune\.wav has 32 bits a sample; 8 and 16 are read"),
+        (lambda p: riff(p, 1, 20, b"12345"), r"tune\.wav holds sound of format 1 with 20 bits a sample; PCM"),
+        (lambda p: riff(p, 2, 4, b"adpcm"), r"tune\.wav holds sound of format 2 with 4 bits a sample; PCM"),
+        (lambda p: riff(p, 3, 32, b"\xff" * 800), r"tune\.wav holds samples that are NaN or infinite"),
         (
             lambda p: write_wav(p, tune(0.01)),
             "of the longest file 72 samples are trained on|8 samples are held out",
@@ -226,7 +314,7 @@ def test_minutes_are_turned_into_steps_once(tmp_path, sound):
         (lambda p: write_wav(p, np.zeros(2000, "<i2")), "is silent where it is trained on"),
         (lambda p: p.unlink(), "no such wav file or folder"),
     ],
-    ids=["foreign", "empty", "truncated", "32-bit", "short", "silent", "missing"],
+    ids=["foreign", "head", "empty", "truncated", "20-bit", "adpcm", "nan", "short", "silent", "missing"],
 )
 def test_bad_sound(tmp_path, sound, spoil, message):
     spoil(sound)
@@ -240,7 +328,9 @@ def test_bad_folders_of_sound(tmp_path, sound):
     with pytest.raises(InputError, match=r"holds no \.wav file"):
         load_audio(str(tmp_path / "empty"), 0.1, 64)
     write_wav(tmp_path / "zz.wav", tune(), rate=16000)
-    with pytest.raises(InputError, match=r"tune\.wav has 8000 samples a second but .*zz\.wav has 16000"):
+    with pytest.raises(
+        InputError, match=r"tune\.wav has 8000 samples a second but .*zz\.wav has 16000; --sample-rate N"
+    ):
         load_audio(str(tmp_path), 0.1, 64)
 
 
@@ -294,6 +384,8 @@ def test_game_is_won_early_and_the_best_weights_are_kept(tmp_path, short, monkey
         ("dcgan", {"options": {"widht": 3}}, "dcgan has no option 'widht'"),
         ("dcgan", {"epochs": 3}, "--epochs means nothing to dcgan, which learns from images"),
         ("dcgan", {"task": "classify"}, "--task: dcgan makes images and has no other task"),
+        ("wavenet", {"sample_rate": 0}, "--sample-rate must be at least 1 a second, got 0"),
+        ("dcgan", {"sample_rate": 8000}, "--sample-rate means nothing to dcgan"),
         ("wavenet", {"minutes": 1}, "--steps and --minutes both"),
         ("wavenet", {"batch_size": 3, "accumulate": 2}, "--batch-size 3 .* does not split"),
         ("wavenet", {"options": {"layers": 0}}, "wavenet: layers is 0; expected 1 or more"),

@@ -32,6 +32,15 @@ namespace {
 
 #include "../random.h"
 
+// Of a register. Longer vectors than that GCC takes apart: what it compares or chooses, element by element.
+#if defined(KERNELZOO_ISA_avx512)
+constexpr int64_t VECTOR_BYTES = 64;
+#elif defined(KERNELZOO_ISA_avx2)
+constexpr int64_t VECTOR_BYTES = 32;
+#else
+constexpr int64_t VECTOR_BYTES = 16;
+#endif
+
 // Whole vectors only: a tail goes through a padded block, so that an element's result does not depend on where
 // in a call it stands, nor therefore on how the work was divided. For double the functions are libm's anyway.
 template <class T>

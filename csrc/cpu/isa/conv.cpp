@@ -9,21 +9,14 @@
 
 #include "../tile.h"
 
+#include "vectors.h"
+
 // Of functions whose sums must stay in registers whatever the compiler thinks of their size.
 #if defined(__GNUC__)
 #define KERNELZOO_INLINE inline __attribute__((always_inline))
 #else
 #define KERNELZOO_INLINE inline
 #endif
-
-template <class A, class B>
-struct Same {
-  static constexpr bool value = false;
-};
-template <class A>
-struct Same<A, A> {
-  static constexpr bool value = true;
-};
 
 template <class T>
 inline void zero(T* t, int64_t n) {

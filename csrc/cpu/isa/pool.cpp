@@ -68,6 +68,13 @@ inline void put_choices(IVec<T> choice, I* to) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)choice));
     return;
   }
+#elif defined(KERNELZOO_ISA_avx2)
+  if constexpr (sizeof(I) == 1 && sizeof(T) == 4) {
+    const __m256i c = (__m256i)choice, halves = _mm256_permute4x64_epi64(_mm256_packus_epi32(c, c), 0x08);
+    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(halves), _mm_setzero_si128());
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), bytes);
+    return;
+  }
 #endif
   for (int64_t i = 0; i < WIDTH<T>; ++i) to[i] = static_cast<I>(choice[i]);
 }
@@ -77,6 +84,9 @@ inline IVec<T> get_choices(const I* from) {
 #ifdef KERNELZOO_ISA_avx512
   if constexpr (sizeof(I) == 1 && sizeof(T) == 4)
     return (IVec<T>)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#elif defined(KERNELZOO_ISA_avx2)
+  if constexpr (sizeof(I) == 1 && sizeof(T) == 4)
+    return (IVec<T>)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
 #endif
   Choice<T> own[WIDTH<T>];
   for (int64_t i = 0; i < WIDTH<T>; ++i) own[i] = static_cast<Choice<T>>(from[i]);

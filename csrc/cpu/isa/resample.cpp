@@ -142,6 +142,27 @@ void row_taps_spread(const Resample& a, const float* x, float* y) {
     _mm512_storeu_ps(y + j, sum);
   }
 }
+#elif defined(KERNELZOO_ISA_avx2)
+// 8 outputs at once: a permutation a vector, of which the place chooses one.
+void row_taps_spread(const Resample& a, const float* x, float* y) {
+  const int64_t n = ceil_div(a.out[2], 16) * 16;
+  for (int64_t j = 0; j < n; j += 8) {
+    const float* from = x + a.first[j];
+    const __m256i first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a.first + j));
+    const __m256i pick = _mm256_sub_epi32(first, _mm256_set1_epi32(a.first[j]));
+    const __m256 second = _mm256_castsi256_ps(_mm256_cmpgt_epi32(pick, _mm256_set1_epi32(7)));
+    const __m256i count = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a.count + j));
+    __m256 sum = _mm256_setzero_ps();
+    for (int32_t c = 0; c < a.most[2]; ++c) {
+      const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(from + c), pick);
+      const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(from + c + 8), pick);
+      const __m256 has = _mm256_castsi256_ps(_mm256_cmpgt_epi32(count, _mm256_set1_epi32(c)));
+      const __m256 value = _mm256_and_ps(_mm256_blendv_ps(low, high, second), has);
+      sum = _mm256_fmadd_ps(value, _mm256_loadu_ps(a.spread + c * n + j), sum);
+    }
+    _mm256_storeu_ps(y + j, sum);
+  }
+}
 #endif
 
 // The same of L = 1: y, in vectors of outputs. x is followed by 64 elements more for taps past the edge.
@@ -149,7 +170,7 @@ template <class S, class T>
 void row_ones(const Resample& a, T* x, T outer, T* result, S* y) {
   for (int64_t j = a.in[2]; j < a.in[2] + 64; ++j) x[j] = x[a.in[2] - 1];
   bool done = false;
-#ifdef KERNELZOO_ISA_avx512
+#if defined(KERNELZOO_ISA_avx512) || defined(KERNELZOO_ISA_avx2)
   if constexpr (sizeof(T) == 4) {
     if (a.spread) {
       row_taps_spread(a, x, result);

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +31,20 @@ def _fail(message: object, code: int = 2) -> typer.Exit:
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"kernelzoo: {message}", err=True)
     return typer.Exit(code)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted():
+    """SIGTERM, by which schedulers and containers end a run, ends it as Ctrl-C does, with a word on how to go on."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @app.command()
@@ -76,7 +92,7 @@ def train(
             help="A table: digits, breast_cancer, diabetes, or a CSV file with a header. Text: stdlib (Python's "
             "own library), a folder or a file. Pairs: number_words, or a file of sources, tabs and targets. A "
             "series: sunspots, or a CSV file with a column of times. Images: digits, or a folder of class folders, of "
-            "MNIST's files or of CIFAR-10's binary ones. To segment: photographs, or a folder with images/ and masks/. "
+            "MNIST's files or of CIFAR-10's. To segment: photographs, or a folder with images/ and masks/. "
             "Sound: a wav file or a folder of them."
         ),
     ] = None,
@@ -203,6 +219,10 @@ def train(
     sample_tokens: Annotated[
         int | None, typer.Option(help="Length of a sample: 120; 0 for none.", rich_help_panel=_TEXT)
     ] = None,
+    sample_rate: Annotated[
+        int | None,
+        typer.Option(help="Resample sound to so many samples a second.", rich_help_panel=_TEXT),
+    ] = None,
     sample_seconds: Annotated[
         float | None, typer.Option(help="Length of a sound made at the end: 1.", rich_help_panel=_TEXT)
     ] = None,
@@ -231,7 +251,7 @@ def train(
         bool,
         typer.Option(
             "--skip-corrupt",
-            help="Leave out, and name, images that cannot be decoded.",
+            help="Leave out, and name, images and sounds that cannot be read.",
             rich_help_panel=_IMAGE,
         ),
     ] = False,
@@ -301,7 +321,8 @@ def train(
             if threads < 1:
                 raise InputError(f"--threads must be at least 1, got {threads}")
             torch.set_num_threads(threads)
-        training.run(training.configure(options=options, **asked))
+        with _terminated_as_interrupted():
+            training.run(training.configure(options=options, **asked))
     except InputError as error:
         raise _fail(error) from None
     except TrainingError as error:

@@ -1,8 +1,9 @@
-"""Sets of images in one or a few files: MNIST's IDX and CIFAR-10's binary version."""
+"""Sets of images in one or a few files: MNIST's IDX, CIFAR-10's binary version and its Python version."""
 
 from __future__ import annotations
 
 import gzip
+import pickle
 import struct
 import zlib
 from pathlib import Path
@@ -87,29 +88,61 @@ def _content(path: Path) -> bytes:
 
 
 def cifar(folder: Path) -> tuple[Any, ...] | None:
-    """As `mnist`, of data_batch_*.bin; held out is test_batch.bin. The Python version, a pickle, is refused.
+    """As `mnist`, of data_batch_*.bin, or of data_batch_* without a suffix; held out is test_batch.
 
-    A record is a byte of the class and 3072 of pixels, red, green and blue planes of 32x32.
+    A record of the binary version is a byte of the class and 3072 of pixels, red, green and blue planes of 32x32; the
+    Python version holds the same in pickled dictionaries.
     Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
     """
     inner = [folder / "cifar-10-batches-bin", folder / "cifar-10-batches-py"]
     folder = next((path for path in inner if path.is_dir()), folder)
-    batches = sorted(folder.glob("data_batch_*.bin"))
+    batches, read, test = sorted(folder.glob("data_batch_*.bin")), _records, folder / "test_batch.bin"
     if not batches:
-        if (folder / "data_batch_1").is_file():
-            raise InputError(
-                f"{folder / 'data_batch_1'} is CIFAR-10's Python version, a pickle, and reading one can run code; "
-                f"take the binary version (cifar-10-binary.tar.gz)"
-            )
+        batches, read, test = sorted(folder.glob("data_batch_[0-9]")), _pickled, folder / "test_batch"
+    if not batches:
         return None
-    test = folder / "test_batch.bin"
-    records = [_records(path) for path in (*batches, *([test] if test.is_file() else []))]
+    records = [read(path) for path in (*batches, *([test] if test.is_file() else []))]
     every = np.concatenate(records)
     held_out = None
     if test.is_file():
         held_out = np.arange(len(every)) >= len(every) - len(records[-1])
     pixels = every[:, 1:].reshape(-1, *CIFAR_SHAPE)
     return _made(pixels, every[:, 0].astype(np.int64), CIFAR_CLASSES, held_out, "crop,flip")
+
+
+class _Arrays(pickle.Unpickler):
+    """Of a pickle nothing but arrays, lists, text and numbers: what else it names, and might run, is refused."""
+
+    NAMES = (
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),  # bytes, as Python 3 writes them for Python 2
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.NAMES:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no batch of CIFAR-10 does")
+        return super().find_class(module, name)
+
+
+def _pickled(path: Path) -> np.ndarray:
+    """The records of a batch of the Python version, as `_records` gives them."""
+    try:
+        with path.open("rb") as file:
+            batch = _Arrays(file, encoding="bytes").load()
+        labels = np.asarray(batch.get(b"labels", batch.get("labels")))
+        pixels = np.asarray(batch.get(b"data", batch.get("data")))
+    except Exception as error:  # whatever a broken pickle makes of itself
+        raise InputError(f"{path} is no batch of CIFAR-10's Python version: {error}") from None
+    size = int(np.prod(CIFAR_SHAPE))
+    if pixels.dtype != np.uint8 or pixels.shape != (labels.size, size) or labels.ndim != 1:
+        raise InputError(
+            f"{path} holds {pixels.dtype} of shape {pixels.shape} and labels of shape {labels.shape}; expected bytes "
+            f"of shape (N, {size}) and N labels"
+        )
+    return _classed(path, np.concatenate([labels[:, None].astype(np.int64), pixels], 1))
 
 
 def _records(path: Path) -> np.ndarray:
@@ -119,10 +152,14 @@ def _records(path: Path) -> np.ndarray:
         raise InputError(
             f"{path} has {len(content)} bytes, which are no whole records of {size}; it is truncated or not CIFAR-10's"
         )
-    records = np.frombuffer(content, np.uint8).reshape(-1, size)
-    if (largest := int(records[:, 0].max())) >= len(CIFAR_CLASSES):
-        raise InputError(f"{path} has a record of class {largest}; CIFAR-10's are 0 to 9")
-    return records
+    return _classed(path, np.frombuffer(content, np.uint8).reshape(-1, size))
+
+
+def _classed(path: Path, records: np.ndarray) -> np.ndarray:
+    for label in (records[:, 0].min(initial=0), records[:, 0].max(initial=0)):
+        if not 0 <= label < len(CIFAR_CLASSES):
+            raise InputError(f"{path} has a record of class {label}; CIFAR-10's are 0 to 9")
+    return records.astype(np.uint8, copy=False)
 
 
 def _made(

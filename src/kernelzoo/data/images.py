@@ -174,7 +174,7 @@ def load_images(name: str, image_size: int | None = None, *, skip_corrupt: bool 
     hint = f"; did you mean {close[0]}?" if close else ""
     raise InputError(
         f"no images are called {name!r}{hint} (there is {DIGITS}, or a path to a folder of class folders, of MNIST's "
-        f"files or of CIFAR-10's binary version)"
+        f"files or of CIFAR-10's)"
     )
 
 

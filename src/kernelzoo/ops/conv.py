@@ -154,16 +154,17 @@ def channels_last(t):
 # A filter a channel, one dimension, outputs (with no gradient to come: LINE_FORWARD). 8x768x2048, 4 taps: 5.6 times as
 # fast; 2x64x256: 1.2, forward alone 0.8; 2x256x512 forward: 0.8.
 LINE, LINE_FORWARD = 1 << 15, 1 << 19
-# More dimensions, outputs times taps: 3x3, 8x128x56x56: 1.2 to 1.5 channels-last, 1.4 to 2.8 NCHW; at stride 2 1.1; of
-# 8x384x14x14 0.8; 5x5 of 8x240x28x28 6.6. Forward alone: 1.15 to 1.7 NCHW; channels-last 0.6 to 1.0, and oneDNN's.
-PLANES = 6 << 20
+# More dimensions, outputs times taps: 3x3, 8x128x56x56: 1.2 to 1.5 channels-last, 1.4 to 2.8 NCHW; at stride 2, below
+# the limit, 0.93 to 1.01 where torch's own call by this rule has 0.98; of 8x384x14x14 0.8; 5x5 of 8x240x28x28 6.6.
+# Forward alone: 1.15 to 1.7 NCHW; channels-last 0.6 to 1.0, and oneDNN's.
+PLANES = 8 << 20
 # With a residual, outputs: 8x64x56x56 1.2, a quarter of it 0.9 to 1.05.
 SUM = 1 << 20
 # An activation alone, bytes of outputs, as fresh memory is what it saves: 25 MB 1.3, 6 MB 0.96 to 1.0.
 ACT = 16 << 20
 # NCHW with one tap, outputs: matrix products of the samples as they lie. torch's gradient to x takes 26 ms where this
-# takes 6 (8x256x56x56 to 64); 8x512x28x28 to 128: 1.03; 2x64x28x28 to 64: 0.84.
-POINTWISE = 1 << 19
+# takes 6 (8x256x56x56 to 64); 8x32x72x72 to 32: 1.6; 8x512x28x28 to 128: 1.03; 8x256x28x28 to 128: 0.93, AVX2 1.09.
+POINTWISE = 1 << 20
 # 3x3 at stride 1 with 16 products where the sum has 36 (csrc/cpu/winograd.h): products of the sum, channels of x and y.
 # With AVX2, forward and backward, channels-last and NCHW: 8x64x56x56 1.68, 1.37; 8x512x4x4 1.16, 1.19; 8x48x56x56 1.46,
 # 1.17; 2x64x56x56 1.53, 1.11; 1x64x56x56, 116 M products, 1.32, 1.01 (forward alone 0.89, 0.99); 8x32x56x56 1.21, 0.90.

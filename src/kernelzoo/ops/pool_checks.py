@@ -1,5 +1,7 @@
 """What pooling and interpolation share: sizes a dimension, layouts, and torch's errors with both sides named."""
 
+import math
+
 import torch
 
 from .core import ArgumentError, ArgumentTypeError, choice, leaves_to_torch, torch_serves
@@ -58,11 +60,14 @@ def only_numba(x):
     return None
 
 
-def left_to_torch(x, planes, last):
-    """`leaves_to_torch` under `planes` elements, or `last` where x's channels are adjacent."""
-    if isinstance(x, torch.Tensor) and x.dim() > 3 and x.stride(1) == 1 and x.stride(-1) != 1:
-        planes = last
-    return leaves_to_torch(x, planes)
+def left_to_torch(x, planes, last, short=0):
+    """`leaves_to_torch` under `planes` elements or in rows of fewer than `short`, or under `last` elements where x's
+    channels are adjacent."""
+    if not leaves_to_torch(x, math.inf):
+        return False
+    if x.dim() > 3 and x.stride(1) == 1 and x.stride(-1) != 1:
+        return x.numel() < last
+    return x.numel() < planes or x.size(-1) < short
 
 
 def laid_out(x, sizes, last, dtype=None):

@@ -39,6 +39,7 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lr": (lambda v: 0 < v < math.inf, "positive"),
     "minutes": (lambda v: 0 < v < math.inf, "positive"),
     "precision": (lambda v: v in ("fp32", "bf16"), "fp32 or bf16"),
+    "sample_rate": (lambda v: v >= 1, "at least 1 a second"),
     "sample_seconds": (lambda v: 0 < v <= 60, "positive and at most 60"),
     "sample_tokens": (lambda v: v >= 0, "at least 0"),
     "seed": (lambda v: 0 <= v < 2**32, "between 0 and 2**32 - 1"),

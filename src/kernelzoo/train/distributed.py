@@ -101,9 +101,9 @@ def full_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> 
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, state: dict[str, dict]) -> None:
-    """What `full_optimizer` gave, spread as the parameters are."""
+    """What `full_optimizer` gave, spread as the parameters are; nothing for those that no step has changed yet."""
     for name, parameter in model.named_parameters():
-        for key, value in state[name].items():
+        for key, value in state.get(name, {}).items():
             if value.shape == parameter.shape:
                 value = value.to(parameter.device)
                 if isinstance(parameter, DTensor):

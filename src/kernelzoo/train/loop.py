@@ -234,10 +234,11 @@ class EpochCheckpoint(Checkpoint):
 
 
 class ProgressBar(Callback):
-    """One line over all epochs with the latest validation result; silent where there is no terminal."""
+    """One line over all epochs with the latest validation result; where there is no terminal, a line every tenth of
+    them."""
 
     def __init__(self, name: str, main: str, done: int, epochs: int, console: Console) -> None:
-        self.main, self.done, self.epochs = main, done, epochs
+        self.name, self.main, self.done, self.epochs, self.console = name, main, done, epochs, console
         self.bar = report.progress(name, "epochs", console)
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
@@ -246,7 +247,11 @@ class ProgressBar(Callback):
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         # callbacks come before the module, which appends this epoch to its history after them
-        self.bar.update(self.task, advance=1, result=f"{self.main} {module.val_values[self.main]:.4f}")
+        said = f"{self.main} {module.val_values[self.main]:.4f}"
+        self.bar.update(self.task, advance=1, result=said)
+        epoch = len(module.history) + 1
+        if not self.console.is_terminal and (epoch == self.epochs or epoch % max(1, self.epochs // 10) == 0):
+            self.console.print(f"{self.name} epoch {epoch} of {self.epochs}: {said}")
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
         self.bar.stop()

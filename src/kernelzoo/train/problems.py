@@ -23,6 +23,7 @@ from .engine import FORECAST, MASK
 
 # sides below which the two 3x3 convolutions and pools of `cnn` leave nothing unless they pad
 CNN_SMALLEST = 10
+LENET_SIDE, MNIST_SIDE = 32, 28  # what LeNet-5 sees, and what of smaller images is padded to that
 
 
 class Problem:
@@ -155,8 +156,12 @@ class ImageProblem(Problem):
         return sizes
 
     def suited(self) -> dict[str, Any]:
-        small = self.config.model == "cnn" and min(self.subject.shape[1:]) < CNN_SMALLEST
-        return {"padding": "same"} if small else {}
+        model, side = self.config.model, min(self.subject.shape[1:])
+        if model == "cnn" and side < CNN_SMALLEST:
+            return {"padding": "same"}
+        if model == "lenet" and MNIST_SIDE <= side < LENET_SIDE:
+            return {"padding": -((side - LENET_SIDE) // 2)}
+        return {}
 
     def identity(self) -> dict[str, Any]:
         return {"augment": repr(self.augment)}

@@ -32,7 +32,9 @@ class Sound(Errand):
 
     def read(self) -> dict[str, Any]:
         config = self.config
-        self.audio = load_audio(config.data, config.val_fraction, config.context)
+        self.audio = load_audio(
+            config.data, config.val_fraction, config.context, config.sample_rate, config.skip_corrupt
+        )
         return {"num_codes": CODES}
 
     def check(self, world: World) -> None:
@@ -61,6 +63,7 @@ class Sound(Errand):
         return {
             "rate": self.audio.rate,
             "files": self.audio.names,
+            "skipped": self.audio.skipped,
             "seconds": {name: sum(map(len, part)) / self.audio.rate for name, part in parts.items()},
         }
 
@@ -82,4 +85,5 @@ class Sound(Errand):
             f"{ours:.3f} bits a held-out sample of 8; {result['baselines']['by frequency']['bits_per_sample']:.3f} by "
             f"the codes' frequencies; {SOUND}: {count / audio.rate:.2f} s at {audio.rate} samples a second"
         )
-        return {SOUND: wav_bytes(codes, audio.rate)}, [line]
+        skipped = [f"skipped: {error}" for error in audio.skipped]
+        return {SOUND: wav_bytes(codes, audio.rate)}, [*skipped, line]

@@ -151,8 +151,11 @@ class WindowConfig(StepConfig):
 
 @dataclass
 class SoundConfig(WindowConfig):
-    """A training run on sound; `context` counts samples. sample_seconds: length of what is generated at the end."""
+    """A training run on sound; `context` counts samples. sample_rate: to which files are resampled; skip_corrupt: leave
+    out files that cannot be read. sample_seconds: length of what is generated at the end."""
 
+    sample_rate: int | None = None
+    skip_corrupt: bool = False
     sample_seconds: float = 1.0
     temperature: float = 1.0
     usual: ClassVar = (1000, 4, 2e-3)

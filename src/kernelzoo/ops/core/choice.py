@@ -208,8 +208,9 @@ def leaves_to_torch(x, elements):
     return type(x) in PLAIN and x.is_cpu and x.numel() < elements
 
 
-def choose(op, tensors, args):
-    """(backend, reason) of a call of a KernelFunction: the user's demand, or what `op.rule(*args)` says."""
+def choose(op, tensors, args, ruled=False):
+    """(backend, reason) of a call of a KernelFunction: the user's demand, or what `op.rule(*args)` says; ruled: it has
+    been asked, and wants a kernel."""
     chosen = state.chosen
     if chosen == "torch":
         return "torch", "asked for"
@@ -228,6 +229,6 @@ def choose(op, tensors, args):
     name = automatic(op.module, tensor.device.type, tensor.dtype)
     if name is None:
         return "torch", f"no kernel for {tensor.dtype} on {tensor.device.type}"
-    if reason := unserved or op.unserved_by(name, *args) or op.rule(*args):
+    if reason := unserved or op.unserved_by(name, *args) or (None if ruled else op.rule(*args)):
         return "torch", reason
     return name, f"first of {', '.join(ORDER[tensor.device.type])} that is here"

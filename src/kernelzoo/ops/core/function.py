@@ -79,7 +79,8 @@ class KernelFunction:
     @classmethod
     def call(cls, *args):
         state = choice.state
-        if state.chosen == "auto" and state.calls is None and cls.rule(*args):
+        ruled = state.chosen == "auto" and state.calls is None
+        if ruled and cls.rule(*args):
             return cls.torch_call(*args)  # a small call ends here, whatever else is true of it
         compiling = torch.compiler.is_compiling()
         tensors = [a for a in args if isinstance(a, torch.Tensor)]
@@ -87,9 +88,10 @@ class KernelFunction:
         if reason is None:
             to = cls.autocast(*args)
             if to is not None:
+                ruled = False
                 args = tuple(a.to(to) if _castable(a) else a for a in args)
                 tensors = [a for a in args if isinstance(a, torch.Tensor)]
-            backend, reason = choice.choose(cls, tensors, args)
+            backend, reason = choice.choose(cls, tensors, args, ruled)
         else:
             backend = "torch"
         if not compiling and state.calls is not None:
@@ -140,8 +142,10 @@ def torch_serves(label, reason, *tensors):
     `BackendUnavailable` where a kernel backend was asked for. Empty tensors and transforms are torch's anywhere."""
     state = choice.state
     asked = state.chosen not in ("auto", "torch")
+    if not asked and state.calls is None:
+        return
     tensors = [t for t in tensors if isinstance(t, torch.Tensor)]
-    if (not asked and state.calls is None) or transform() or any(choice.below(t.numel(), 1) for t in tensors):
+    if transform() or any(choice.below(t.numel(), 1) for t in tensors):
         return
     if asked:
         raise choice.BackendUnavailable(f"{label}: backend {state.chosen!r} was asked for, but {reason}")
