@@ -64,6 +64,7 @@ template <class P, class S>
 void pack(const S* s, int64_t stride, int64_t rows, int64_t n, typename P::T* t, int64_t padded_rows) {
   const int64_t units = row_units<P>(n);
   for (int64_t r = 0; r < rows; ++r, t += units) {
+    for (int64_t c = 0; c < n; c += 64 / sizeof(S)) __builtin_prefetch(s + (r + 8) * stride + c);
     if constexpr (P::DOT) {
       char* bytes = reinterpret_cast<char*>(t);
       std::memcpy(bytes, s + r * stride, n * 2);

@@ -84,25 +84,36 @@ struct Dot {
 #endif
 };
 
+// The sums must live in registers: loops over them that GCC does not unroll first of all leave them on the stack, which
+// is cleared, written and read once more a call (at K = 64 a fifth of an AVX2 tile's time).
 template <class P, int MR, int NV>
 __attribute__((noinline)) void micro(int64_t K, const typename P::T* a, int64_t row, int64_t k_stride,
                                      const typename P::T* b, int64_t ldb, typename P::T* c, int64_t ldc, bool add) {
   using T = typename P::T;
   constexpr int64_t W = WIDTH<T>;
-  Vec<T> acc[MR][NV] = {};
+  Vec<T> acc[MR][NV];
+#pragma GCC unroll 8
+  for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) acc[r][v] = Vec<T>{};
   // c, dk's or dv's of a long sequence, may lie in L3: on its way while the sums are made (the backward at L 4096: -4 %)
   if (add)
     for (int r = 0; r < MR; ++r)
       for (int v = 0; v < NV; ++v) __builtin_prefetch(c + r * ldc + v * W);
   for (int64_t k = 0; k < K; ++k) {
     Vec<T> bv[NV];
+#pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) bv[v] = loadv(b + v * W);
+#pragma GCC unroll 8
     for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) acc[r][v] = P::dot(a + r * row, bv[v], acc[r][v]);
     a += k_stride;
     b += ldb;
   }
+#pragma GCC unroll 8
   for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) {
       T* to = c + r * ldc + v * W;
       storev(to, add ? loadv(to) + acc[r][v] : acc[r][v]);
