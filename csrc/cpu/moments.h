@@ -36,7 +36,6 @@ inline Sums<T> sums(const T* x, T pivot, int64_t n) {
   int64_t j = 0;
   for (; j + 4 * W <= n; j += 4 * W) {
     const V* v = reinterpret_cast<const V*>(x + j);
-#pragma GCC unroll 4
     for (int k = 0; k < 4; ++k) {
       const V p = v[k] - pivot;
       a[k] += p;
@@ -98,7 +97,6 @@ inline void share(const T* dy, const T* x, int64_t n, T mean, T rstd, T* sum, T*
   for (; j + 4 * W <= n; j += 4 * W) {
     const V* d = reinterpret_cast<const V*>(dy + j);
     const V* v = reinterpret_cast<const V*>(x + j);
-#pragma GCC unroll 4
     for (int k = 0; k < 4; ++k) {
       a[k] += d[k];
       c[k] += d[k] * ((v[k] - mean) * rstd);

@@ -84,8 +84,8 @@ struct Dot {
 #endif
 };
 
-// The sums must live in registers: loops over them that GCC does not unroll first of all leave them on the stack, which
-// is cleared, written and read once more a call (at K = 64 a fifth of an AVX2 tile's time).
+// The sums must live in registers: where GCC does not unroll the loops over them first of all, they are an array on the
+// stack, cleared, written and read again in each call (attention at 8x6x256x64, two AVX2 cores: +10 %).
 template <class P, int MR, int NV>
 __attribute__((noinline)) void micro(int64_t K, const typename P::T* a, int64_t row, int64_t k_stride,
                                      const typename P::T* b, int64_t ldb, typename P::T* c, int64_t ldc, bool add) {

@@ -208,7 +208,7 @@ struct Backward {
       T sum = 0;
       if (r < m) {
         T *x = line, *y = line + ldv;
-        for (int64_t c = 0; c < a.Dv; c += 64 / sizeof(S)) __builtin_prefetch(row_of<const S>(a.o, a, b, h, i + r + 8) + c);
+        fetch<false>(row_of<const S>(a.o, a, b, h, i + r + AHEAD), a.Dv);
         load(grad + r * a.grad.row, x, a.Dv);
         load(row_of<const S>(a.o, a, b, h, i + r), y, a.Dv);
 #pragma omp simd reduction(+ : sum)
@@ -311,7 +311,7 @@ void bwd(const Attention& a, int64_t b, int64_t hk, int64_t chunk, int64_t slot,
     const T scale = T(a.scale);
     for (int64_t i = 0; i < m; ++i) {
       T* row = w.dq + i * w.ldk;
-      for (int64_t c = 0; c < a.D; c += 64 / sizeof(S)) __builtin_prefetch(row_of<S>(a.dq, a, b, h, s.q0 + i0 + i + 8) + c, 1);
+      fetch<true>(row_of<S>(a.dq, a, b, h, s.q0 + i0 + i + AHEAD), a.D);
       for (int64_t l = 0; l < w.ldk; l += WIDTH<T>) storev(row + l, loadv(row + l) * scale);
       store(row, row_of<S>(a.dq, a, b, h, s.q0 + i0 + i), a.D);
     }
@@ -322,7 +322,7 @@ template <class S, class T>
 void store_sum(const Rows& to, const Attention& a, const Sequence& s, int64_t b, int64_t hk, int64_t j, const T* sum,
                int64_t ld, int64_t n, int64_t slot_size, int64_t count, T factor) {
   T line[256];
-  for (int64_t c = 0; c < n; c += 64 / sizeof(S)) __builtin_prefetch(row_of<S>(to, a, b, hk, s.k0 + j + 8) + c, 1);
+  fetch<true>(row_of<S>(to, a, b, hk, s.k0 + j + AHEAD), n);
   for (int64_t l = 0; l < ld; l += WIDTH<T>) {
     Vec<T> total = {};
     if (j < s.keys)
