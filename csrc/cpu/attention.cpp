@@ -16,6 +16,9 @@ namespace {
 constexpr size_t SCRATCH = size_t{4} << 20;
 // Tasks that a backward is cut into where there are too few heads, however many threads there are.
 constexpr int64_t BWD_TASKS = 32, DECODE_TASKS = 64;
+// Bytes of a head's keys and values that leave room for the forward's tiles in L2; and the heads of a thread from which
+// the last one's work does not show.
+constexpr int64_t HEAD_BYTES = int64_t{256} << 10, HEAD_TASKS = 8;
 // Tasks below which what shares a gradient of the bias is split, each part with its own sums of it; and what the slots
 // of such pairs may take at once, where that is more than one pair a part.
 constexpr int64_t SPLIT_TASKS = 8, WAVE_BYTES = int64_t{4} << 20;
@@ -53,12 +56,16 @@ void* attention_scratch() {
 
 void attention_fwd(int dtype, const Attention& a, int threads) {
   const AttentionKernels& k = attention(entry(dtype));
-  const int64_t blocks = ceil_div(a.Lq, BLOCK_M), tasks = a.B * a.H * blocks;
+  const int64_t blocks = ceil_div(a.Lq, BLOCK_M), heads = a.B * a.H;
+  // a task is a whole head where its keys and values stay in the thread's L2 and there are many heads, else a block
+  const bool whole = a.Lk * (a.D + a.Dv) * ITEM[dtype] <= HEAD_BYTES && heads >= HEAD_TASKS * threads;
+  const int64_t each = whole ? blocks : 1, tasks = heads * blocks / each;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (tasks > 1 && shared(a))
-  for (int64_t t = 0; t < tasks; ++t) {
-    const int64_t head = t / blocks, block = blocks - 1 - t % blocks;  // causal: the longest first
-    k.fwd(a, head / a.H, head % a.H, block);
-  }
+  for (int64_t t = 0; t < tasks; ++t)
+    for (int64_t i = t * each; i < (t + 1) * each; ++i) {
+      const int64_t head = i / blocks, block = blocks - 1 - i % blocks;  // causal: the longest first
+      k.fwd(a, head / a.H, head % a.H, block);
+    }
 }
 
 int64_t attention_bwd_size(int dtype, Attention& a, int threads) {

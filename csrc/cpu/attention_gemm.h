@@ -53,6 +53,14 @@ void product(int64_t M, int64_t N, int64_t K, Operand<typename P::T> a, const ty
 
 // ---- packing
 
+// A row that is soon read, or written. The rows of a head lie far apart, most on a page of their own, where the
+// processor's own prefetch does not follow (backward at 8x6x256x64, two AVX2 cores: -11 %).
+constexpr int64_t AHEAD = 8;
+template <bool WRITE, class S>
+inline void fetch(const S* row, int64_t n) {
+  for (int64_t c = 0; c < n; c += 64 / sizeof(S)) __builtin_prefetch(row + c, WRITE);
+}
+
 // Units that a row of n columns takes, as operand A.
 template <class P>
 inline int64_t row_units(int64_t n) {
@@ -64,6 +72,7 @@ template <class P, class S>
 void pack(const S* s, int64_t stride, int64_t rows, int64_t n, typename P::T* t, int64_t padded_rows) {
   const int64_t units = row_units<P>(n);
   for (int64_t r = 0; r < rows; ++r, t += units) {
+    fetch<false>(s + (r + AHEAD) * stride, n);
     if constexpr (P::DOT) {
       char* bytes = reinterpret_cast<char*>(t);
       std::memcpy(bytes, s + r * stride, n * 2);

@@ -112,6 +112,25 @@ struct Tile {
   T* rows;  // BLOCK_M rows of bias as they lie
 };
 
+// The keys of a tile of n, from `begin` to before `end`, that count for the group of lanes that l is of: those that its
+// queries may see (query r: r + band.low to r + band.high), and as far beyond as a product, whose rows are taken by
+// TILE_ROWS, reads zeros. Causal, of a block of 256 queries and keys that leaves out a quarter.
+struct Reach {
+  int64_t begin, end;
+};
+
+// Lanes that a tile is worked on together: two vectors hide an exponential's latency.
+template <class T>
+constexpr int64_t GROUP = 2 * WIDTH<T>;
+
+template <class T>
+inline Reach reach(Band band, int64_t l, int64_t n) {
+  l -= l % GROUP<T>;
+  const int64_t begin = l + band.low - TILE_ROWS, end = l + GROUP<T> + band.high + TILE_ROWS;
+  const int64_t last = end < n ? end : n;
+  return {begin > 0 ? begin & ~int64_t{1} : 0, last < n ? (last + 1) & ~int64_t{1} : n};
+}
+
 template <class S, class T>
 void load_bias(const Attention& a, const Tile<T>& tile, int64_t b, int64_t h, int64_t i0, int64_t m, int64_t j0,
                int64_t n) {
@@ -185,18 +204,20 @@ inline T unit(const Attention& a) {
 
 // Scores as the softmax takes them: scaled but for `unit`, capped, biased; -inf where a query does not see a key.
 template <class T, bool CAP>
-void finish_scores(const Attention& a, const Queries<T>& q, const Tile<T>& tile, int64_t j0, int64_t n, bool edge) {
+void finish_scores(const Attention& a, const Queries<T>& q, const Tile<T>& tile, int64_t j0, int64_t n, bool edge,
+                   Band band) {
   constexpr int64_t W = WIDTH<T>;
   using Int = typename Lanes<T>::Int;
   const T scale = is_plain(a) ? T(1) : T(a.scale), cap = T(a.softcap);
   const Vec<T> hidden = splat(T(-INFINITY));
-  for (int64_t j = 0; j < n; ++j) {
-    const Int key = static_cast<Int>(j0 + j);
-    for (int64_t l = 0; l < padded_columns(q.count); l += W) {
+  for (int64_t l = 0; l < padded_columns(q.count); l += W) {
+    const IVec<T> position = loadi<T>(q.position + l);
+    const Reach keys = reach<T>(band, l, n);
+    for (int64_t j = keys.begin; j < keys.end; ++j) {
+      const Int key = static_cast<Int>(j0 + j);
       const int64_t at = j * BLOCK_M + l;
       Vec<T> x = loadv(tile.s + at) * scale;
       Vec<T> derivative = {};
-      const IVec<T> position = loadi<T>(q.position + l);
       if (CAP) {
         Vec<T> u = x / cap;
         T lanes[W];
@@ -248,13 +269,13 @@ Lane whole(const Attention& a, const Queries<T>& q, int64_t j0, int64_t n, int64
 
 template <class S, class T>
 void finish(const Attention& a, const Queries<T>& q, const Tile<T>& tile, int64_t b, int64_t h, int64_t i0, int64_t j0,
-           int64_t n, bool edge) {
+           int64_t n, bool edge, Band band) {
   if (!edge && is_plain(a)) return;
   if (a.bias_kind) load_bias<S>(a, tile, b, h, i0, q.count, j0, n);
   if (a.softcap != 0) {
-    finish_scores<T, true>(a, q, tile, j0, n, edge);
+    finish_scores<T, true>(a, q, tile, j0, n, edge, band);
   } else {
-    finish_scores<T, false>(a, q, tile, j0, n, edge);
+    finish_scores<T, false>(a, q, tile, j0, n, edge, band);
   }
 }
 
@@ -284,7 +305,7 @@ struct Running {
 
 // p = 2^(c (s - max)): the difference first, as c s may overflow, and rounds. In place, or as pairs of keys in `pairs` (n / 2, BLOCK_M). Returns whether a factor is not 1.
 template <class P, bool DROP, int G, class T>
-bool softmax_part(const Tile<T>& tile, int64_t l, int64_t n, T c, Running<T>& run, T* pairs) {
+bool softmax_part(const Tile<T>& tile, int64_t l, Reach keys, T c, Running<T>& run, T* pairs) {
   constexpr int64_t W = WIDTH<T>;
   T* s = tile.s + l;
   const typename Lanes<T>::Int* keep = tile.keep + l;
@@ -293,7 +314,7 @@ bool softmax_part(const Tile<T>& tile, int64_t l, int64_t n, T c, Running<T>& ru
     top[g] = splat(T(-INFINITY));
     sum[g] = Vec<T>{};
   }
-  for (int64_t j = 0; j < n; ++j)
+  for (int64_t j = keys.begin; j < keys.end; ++j)
     for (int g = 0; g < G; ++g) top[g] = larger<T>(top[g], loadv(s + j * BLOCK_M + g * W));
   bool moved = false;
   Vec<T> before[G];
@@ -312,14 +333,14 @@ bool softmax_part(const Tile<T>& tile, int64_t l, int64_t n, T c, Running<T>& ru
   };
   if constexpr (P::DOT) {
 #ifdef KERNELZOO_ISA_avx512
-    for (int64_t j = 0; j < n; j += 2)
+    for (int64_t j = keys.begin; j < keys.end; j += 2)
       for (int g = 0; g < G; ++g) {
-        const Vec<T> first = weight(j, g), second = j + 1 < n ? weight(j + 1, g) : Vec<T>{};
+        const Vec<T> first = weight(j, g), second = j + 1 < keys.end ? weight(j + 1, g) : Vec<T>{};
         _mm512_storeu_si512(pairs + j / 2 * BLOCK_M + l + g * W, paired(rounded(first, second)));
       }
 #endif
   } else {
-    for (int64_t j = 0; j < n; ++j)
+    for (int64_t j = keys.begin; j < keys.end; ++j)
       for (int g = 0; g < G; ++g) storev(s + j * BLOCK_M + g * W, weight(j, g));
   }
   for (int g = 0; g < G; ++g) {
@@ -331,12 +352,12 @@ bool softmax_part(const Tile<T>& tile, int64_t l, int64_t n, T c, Running<T>& ru
 }
 
 template <class P, bool DROP, class T>
-bool softmax_step(const Tile<T>& tile, int64_t m, int64_t n, T c, Running<T>& run, T* pairs) {
-  constexpr int64_t W = WIDTH<T>;
+bool softmax_step(const Tile<T>& tile, int64_t m, int64_t n, Band band, T c, Running<T>& run, T* pairs) {
   bool moved = false;
   int64_t l = 0;
-  for (; l + 4 * W <= padded_columns(m); l += 4 * W) moved |= softmax_part<P, DROP, 4>(tile, l, n, c, run, pairs);
-  for (; l < m; l += W) moved |= softmax_part<P, DROP, 1>(tile, l, n, c, run, pairs);
+  for (; l + GROUP<T> <= padded_columns(m); l += GROUP<T>)
+    moved |= softmax_part<P, DROP, 2>(tile, l, reach<T>(band, l, n), c, run, pairs);
+  for (; l < m; l += WIDTH<T>) moved |= softmax_part<P, DROP, 1>(tile, l, reach<T>(band, l, n), c, run, pairs);
   return moved;
 }
 
@@ -367,13 +388,13 @@ struct Terms {
 // moves the sum of p off 1 by |lse| eps / 2. And where one key has nearly all the weight dp - delta is rounding and
 // nothing else, of which sum p (dp - delta) is the mean: less it, ds is 0 for a key alone, as in torch's softmax.
 template <class P, bool DROP, class T>
-void whole_step(const Tile<T>& tile, const T* dp, int64_t first, int64_t last, int64_t n, T unit, Terms<T>& terms,
-                T kept) {
+void whole_step(const Tile<T>& tile, const T* dp, Lane own, int64_t n, Band band, T unit, Terms<T>& terms, T kept) {
   constexpr int64_t W = WIDTH<T>;
-  for (int64_t l = first / W * W; l <= last; l += W) {
+  for (int64_t l = own.first / W * W; l <= own.last; l += W) {
+    const Reach keys = reach<T>(band, l, n);
     const Vec<T> lse = loadv(terms.lse + l), delta = loadv(terms.delta + l);
     Vec<T> sum = {}, weights = {};
-    for (int64_t j = 0; j < n; ++j) {
+    for (int64_t j = keys.begin; j < keys.end; ++j) {
       const int64_t at = j * BLOCK_M + l;
       Vec<T> x = loadv(dp + at);
       if (DROP) x = (Vec<T>)((IVec<T>)(x * kept) & loadi<T>(tile.keep + at));
@@ -382,7 +403,7 @@ void whole_step(const Tile<T>& tile, const T* dp, int64_t first, int64_t last, i
       weights += p;
     }
     for (int64_t i = 0; i < W; ++i) {
-      if (l + i < first || l + i > last || weights[i] == 0) continue;
+      if (l + i < own.first || l + i > own.last || weights[i] == 0) continue;
       terms.rest[l + i] = T(std::log(double(weights[i]))) * LOG<T>;
       terms.residual[l + i] = sum[i] / weights[i];
     }
@@ -391,7 +412,7 @@ void whole_step(const Tile<T>& tile, const T* dp, int64_t first, int64_t last, i
 
 // p and ds by their terms, both without what dropout took, whose factor 1 / (1 - p) dp still lacks.
 template <class P, bool DROP, bool CAP, int G, class T>
-void gradient_part(const Tile<T>& tile, const Gradients<T>& g, int64_t l, int64_t n, T unit, const Terms<T>& terms,
+void gradient_part(const Tile<T>& tile, const Gradients<T>& g, int64_t l, Reach keys, T unit, const Terms<T>& terms,
                    T kept) {
   constexpr int64_t W = WIDTH<T>;
   Vec<T> lse[G], rest[G], delta[G], residual[G];
@@ -422,9 +443,9 @@ void gradient_part(const Tile<T>& tile, const Gradients<T>& g, int64_t l, int64_
   };
   if constexpr (P::DOT) {
 #ifdef KERNELZOO_ISA_avx512
-    for (int64_t j = 0; j < n; j += 2)
+    for (int64_t j = keys.begin; j < keys.end; j += 2)
       for (int v = 0; v < G; ++v) {
-        const Both first = both(j, v), second = j + 1 < n ? both(j + 1, v) : Both{};
+        const Both first = both(j, v), second = j + 1 < keys.end ? both(j + 1, v) : Both{};
         const int64_t at = (j * BLOCK_M + l + v * W) / 2;
         const __m512i p = rounded(first.p, second.p), ds = rounded(first.ds, second.ds);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(g.p_rows + at), _mm512_castsi512_si256(p));
@@ -436,7 +457,7 @@ void gradient_part(const Tile<T>& tile, const Gradients<T>& g, int64_t l, int64_
       }
 #endif
   } else {
-    for (int64_t j = 0; j < n; ++j)
+    for (int64_t j = keys.begin; j < keys.end; ++j)
       for (int v = 0; v < G; ++v) {
         const int64_t at = j * BLOCK_M + l + v * W;
         const Both one = both(j, v);
@@ -447,11 +468,11 @@ void gradient_part(const Tile<T>& tile, const Gradients<T>& g, int64_t l, int64_
 }
 
 template <class P, bool DROP, bool CAP, class T>
-void gradient_step(const Tile<T>& tile, const Gradients<T>& g, int64_t m, int64_t n, T unit, const Terms<T>& terms,
-                   T kept) {
-  constexpr int64_t W = WIDTH<T>;
+void gradient_step(const Tile<T>& tile, const Gradients<T>& g, int64_t m, int64_t n, Band band, T unit,
+                   const Terms<T>& terms, T kept) {
   int64_t l = 0;
-  for (; l + 2 * W <= padded_columns(m); l += 2 * W)
-    gradient_part<P, DROP, CAP, 2>(tile, g, l, n, unit, terms, kept);
-  for (; l < padded_columns(m); l += W) gradient_part<P, DROP, CAP, 1>(tile, g, l, n, unit, terms, kept);
+  for (; l + GROUP<T> <= padded_columns(m); l += GROUP<T>)
+    gradient_part<P, DROP, CAP, 2>(tile, g, l, reach<T>(band, l, n), unit, terms, kept);
+  for (; l < padded_columns(m); l += WIDTH<T>)
+    gradient_part<P, DROP, CAP, 1>(tile, g, l, reach<T>(band, l, n), unit, terms, kept);
 }

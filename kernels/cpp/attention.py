@@ -59,12 +59,18 @@ def attention_fwd(q, k, v, *options):
 
 def attention_bwd(do, q, k, v, o, lse, bias, *rest):
     """dq, dk, dv and dbias, or None where not needed: p is computed again from lse, ds = p (dp - rowsum(do o)). rest:
-    the forward's options but for the bias, and need_dq, need_dk, need_dv, need_dbias."""
-    *options, need_dq, need_dk, need_dv, need_dbias = rest
-    dq, dk, dv = (
-        _laid_out(t, t.shape[1], t.shape[3]) if need else None
-        for t, need in ((q, need_dq), (k, need_dk), (v, need_dv))
-    )
+    the forward's options but for the bias, need_dq, need_dk, need_dv, need_dbias, and whether dq, dk and dv are to be
+    one tensor, head after head, in dq's place."""
+    *options, need_dq, need_dk, need_dv, need_dbias, packed = rest
+    if packed:
+        heads = [t.shape[1] for t in (q, k, v)]
+        joined = _laid_out(q, sum(heads), q.shape[3])
+        dq, dk, dv = joined.split(heads, 1)
+    else:
+        dq, dk, dv = (
+            _laid_out(t, t.shape[1], t.shape[3]) if need else None
+            for t, need in ((q, need_dq), (k, need_dk), (v, need_dv))
+        )
     dbias, shaped = None, ()
     if need_dbias:
         shape = [1 if stride == 0 else size for size, stride in zip(bias.shape, bias.stride(), strict=True)]
@@ -74,7 +80,7 @@ def attention_bwd(do, q, k, v, o, lse, bias, *rest):
     dtype, threads = DTYPES[q.dtype], torch.get_num_threads()
     acc = memory.workspace((_cpu.attention_bwd_size(problem, shaped, dtype, threads),), lse.dtype)
     _cpu.attention_bwd(problem, acc.data_ptr(), _rows(do), _rows(dq), _rows(dk), _rows(dv), dtype, threads)
-    return dq, dk, dv, dbias
+    return (joined, None, None, dbias) if packed else (dq, dk, dv, dbias)
 
 
 def attention_decode(q, k, v, lengths, block_table, slopes, scale, left, softcap):

@@ -359,15 +359,21 @@ def attention_fwd(q, k, v, *options):
     return o, lse
 
 
+def _zeros(t, heads):
+    return torch.zeros((t.size(0), t.size(2), heads, t.size(3)), dtype=t.dtype).transpose(1, 2)
+
+
 def attention_bwd(do, q, k, v, o, lse, bias, *rest):
-    *options, need_dq, need_dk, need_dv, need_dbias = rest
+    *options, need_dq, need_dk, need_dv, need_dbias, packed = rest
     call = _Call(q, k, v, bias, *options)
-    dq, dk, dv = (
-        torch.zeros((t.size(0), t.size(2), t.size(1), t.size(3)), dtype=t.dtype).transpose(1, 2)
-        if need
-        else None
-        for t, need in ((q, need_dq), (k, need_dk), (v, need_dv))
-    )
+    if packed:
+        heads = [t.size(1) for t in (q, k, v)]
+        joined = _zeros(q, sum(heads))
+        dq, dk, dv = joined.split(heads, 1)
+    else:
+        dq, dk, dv = (
+            _zeros(t, t.size(1)) if need else None for t, need in ((q, need_dq), (k, need_dk), (v, need_dv))
+        )
     dbias = None
     if need_dbias:
         shape = [1 if step == 0 else size for size, step in zip(bias.shape, bias.stride(), strict=True)]
@@ -421,7 +427,8 @@ def attention_bwd(do, q, k, v, o, lse, bias, *rest):
                 dk[at, kv, rows_k].copy_(sum_dk)
             if need_dv:
                 dv[at, kv, rows_k].copy_(sum_dv)
-    return dq, dk, dv, None if dbias is None else dbias.to(bias.dtype)
+    dbias = None if dbias is None else dbias.to(bias.dtype)
+    return (joined, None, None, dbias) if packed else (dq, dk, dv, dbias)
 
 
 def attention_decode(q, k, v, lengths, block_table, slopes, scale, left, softcap):

@@ -480,10 +480,11 @@ def _dbias(bias, target, width, B, H, Lq, Lk, tensors, common):
 
 def attention_bwd(
     do, q, k, v, o, lse, bias, slopes, key_lengths, cu_q, cu_k, seed, max_q, max_k, scale, left, right, align_end,
-    softcap, dropout_p, need_dq, need_dk, need_dv, need_dbias,
+    softcap, dropout_p, need_dq, need_dk, need_dv, need_dbias, packed,
 ):  # fmt: skip
     """dq, dk, dv, laid out as o, and dbias in the unexpanded shape of bias (1 where it is broadcast); None where not
-    needed. do and o (B, H, Lq, Dv), lse as the forward returned it; the rest as there."""
+    needed. packed: dq, dk and dv are one tensor, head after head, in dq's place. do and o (B, H, Lq, Dv), lse as the
+    forward returned it; the rest as there."""
     B = q.shape[0] if cu_q is None else cu_q.shape[0] - 1
     H, kv_heads = q.shape[1], k.shape[1]
     target = target_of(q)
@@ -497,14 +498,18 @@ def attention_bwd(
     tensors = dict(
         do_ptr=do, q_ptr=q, k_ptr=k, v_ptr=v, lse_ptr=lse, delta_ptr=delta, **strides(do=do, q=q, k=k, v=v)
     )
-    dq = dk = dv = dbias = None
+    dbias = None
+    if packed:
+        joined = like_output(q.shape[0], q.shape[2], H + 2 * kv_heads, q.shape[3], q)
+        dq, dk, dv = joined.split((H, kv_heads, kv_heads), 1)
+    else:
+        dq, dk, dv = (
+            like_output(t.shape[0], t.shape[2], t.shape[1], t.shape[3], t) if need else None
+            for t, need in ((q, need_dq), (k, need_dk), (v, need_dv))
+        )
     with launch_on(q):
         if need_dk or need_dv:
             tile = dkv_tile(target, q.dtype, width, full, common["EVEN_D"])
-            if need_dk:
-                dk = like_output(*k.shape[:1], k.shape[2], kv_heads, k.shape[3], k)
-            if need_dv:
-                dv = like_output(*v.shape[:1], v.shape[2], kv_heads, v.shape[3], v)
             apart = tile.pop("APART") and need_dk and need_dv
             passes = [(True, False), (False, True)] if apart else [(need_dk, need_dv)]
             for with_dk, with_dv in passes:
@@ -515,7 +520,6 @@ def attention_bwd(
                 )  # fmt: skip
         if need_dq:
             tile = dq_tile(target, q.dtype, width, full)
-            dq = like_output(q.shape[0], q.shape[2], H, q.shape[3], q)
             _attention_bwd_dq_kernel[(B * H * triton.cdiv(max_q, tile["BLOCK_M"]),)](
                 **tensors,
                 dq_ptr=dq,
@@ -529,4 +533,4 @@ def attention_bwd(
             )
     if need_dbias:
         dbias = _dbias(bias, target, width, B, H, q.shape[2], k.shape[2], tensors, common)
-    return dq, dk, dv, dbias
+    return (joined, None, None, dbias) if packed else (dq, dk, dv, dbias)

@@ -25,7 +25,7 @@ from .ops.activation import (
     tanhshrink,
     threshold,
 )
-from .ops.attention import attention_varlen, scaled_dot_product_attention
+from .ops.attention import attention_varlen, scaled_dot_product_attention, split_heads
 from .ops.attention_decode import attention_decode
 from .ops.avg_pool import (
     adaptive_avg_pool1d,

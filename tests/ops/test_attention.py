@@ -117,6 +117,51 @@ def test_extras_against_their_definition(backend):
         torch.testing.assert_close(y, composed(q, k, v, **options))
 
 
+@pytest.mark.parametrize("backend", [*WITHOUT_CUDA, "torch"])
+def test_split_heads(backend):
+    if backend != "torch":
+        need(backend)
+    device, heads = device_of(backend), (4, 2, 2)
+    generator = torch.Generator().manual_seed(5)
+    # laid out as a projection's output: (B, L, H, D)
+    x, dy = (torch.randn(2, 9, h, 8, generator=generator, dtype=torch.float64).to(device) for h in (8, 4))
+    found, copied = [], []
+    for split in (F.split_heads, lambda t, heads: t.split(heads, 1)):
+        leaf = x.transpose(1, 2).detach().requires_grad_()
+        parts, grads = split(leaf, heads), []
+        for t in parts:
+            t.register_hook(grads.append)  # held, so that no memory is given out twice
+        with kz.backend(backend):
+            y = F.scaled_dot_product_attention(*parts, is_causal=True, enable_gqa=True)
+            y.backward(dy.transpose(1, 2))
+        found.append(leaf.grad)
+        copied.append({grad.untyped_storage().data_ptr() for grad in grads} != {leaf.grad.data_ptr()})
+    assert torch.equal(*found)
+    assert copied == [backend == "torch", True]
+
+
+def test_split_heads_of_any_use():
+    """Parts unused, used twice, in another order, of other gradients; and second derivatives."""
+    x = torch.randn(2, 6, 5, 4, dtype=torch.float64, requires_grad=True)
+    uses = (
+        lambda a, b, c: a.sum() + (c * c).sum(),
+        lambda a, b, c: (a * b).sum() + (b.sin() * c).sum(),
+        lambda a, b, c: F.scaled_dot_product_attention(b, a, c).square().sum(),
+        lambda a, b, c: F.scaled_dot_product_attention(a, b, c).square().sum() + b.exp().sum(),
+    )
+    with kz.backend("numba"):
+        for use in uses:
+            (found,) = torch.autograd.grad(use(*F.split_heads(x, (2, 2, 2))), x)
+            (expected,) = torch.autograd.grad(use(*x.split((2, 2, 2), 1)), x)
+            torch.testing.assert_close(found, expected)
+            assert torch.autograd.gradgradcheck(
+                lambda t, use=use: use(*F.split_heads(t, (2, 2, 2))), x, check_fwd_over_rev=False
+            )
+    halves = torch.func.grad(lambda t: F.split_heads(t, (3, 3))[1].sum())(x.detach())
+    assert torch.equal(halves[:, 3:], torch.ones(2, 3, 5, 4, dtype=x.dtype))
+    assert not halves[:, :3].any()
+
+
 SHAPES = (
     ((3, 4), (5, 4), (5, 6)),
     ((2, 3, 4), (2, 5, 4), (2, 5, 6)),

@@ -55,6 +55,46 @@ def test_threads_change_nothing(dtype):
             assert torch.equal(a, b)
 
 
+def test_heads_and_blocks_as_tasks_are_one_result():
+    """Of 32 heads a thread takes whole ones, and blocks of them where there are fewer than 8 a thread."""
+    need("cpp")
+    g, before, results = torch.Generator().manual_seed(4), torch.get_num_threads(), []
+    inputs = [torch.randn(4, 8, 203, 16, generator=g) for _ in range(4)]
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            with kz.backend("cpp"):
+                results.append(_results(*inputs, is_causal=True))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    exact = _results(*(t.double() for t in inputs), is_causal=True)
+    with kz.backend("torch"):
+        theirs = _results(*inputs, is_causal=True)
+    for a, b, c in zip(results[0], theirs, exact, strict=True):
+        assert_as_good("attention", a, b, c)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_nothing_an_earlier_call_left_is_read(isa, dtype):
+    """What lies in a tile beyond the keys that are seen, and is not computed, is a NaN from the call before."""
+    inputs = _inputs(dtype)
+    windows = ((None, 0), (0, 0), (1, 0), (0, 1), (7, 5), (33, 64), (64, None), (150, 15))
+    with kz.backend("cpp"):
+        for window in windows:
+            for options in ({}, {"softcap": 3.0}, {"dropout_p": 0.3}):
+                found = []
+                for spoilt in (False, True):
+                    if spoilt:
+                        _results(*(torch.full_like(t, torch.nan) for t in inputs))
+                    torch.manual_seed(6)
+                    found.append(_results(*inputs, window=window, **options))
+                for a, b in zip(*found, strict=True):
+                    assert a.isfinite().all()
+                    assert torch.equal(a, b)
+
+
 # To (3, 4, 300, 777): whole, and broadcast along each dimension (but not along keys, where the gradient is 0 and all
 # that is there to compare is rounding); those of all batches or heads go in more than one wave.
 MASKS = [(1, 1, 300, 777), (1, 4, 300, 777), (3, 1, 300, 777), (3, 4, 300, 777), (3, 1, 1, 777), (1, 4, 1, 777),

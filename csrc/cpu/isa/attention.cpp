@@ -103,16 +103,17 @@ struct Forward {
     const bool edge = on_edge(a, q, j0, n);
     const int64_t m = q.count, lanes = padded_columns(m), back = j0 - q.first;
     const bool trim = edge && ordered;
+    const Band by_query = trim ? Band{-back - a.left, -back + a.right} : EVERYTHING;
     product<P, false>(n, lanes, a.D, k, queries, BLOCK_M, tile.s, BLOCK_M,
                       trim ? Band{back - a.right, back + a.left} : EVERYTHING, false);
-    finish<S>(a, q, tile, b, h, i0, j0, n, edge);
+    finish<S>(a, q, tile, b, h, i0, j0, n, edge, by_query);
     const T c = unit<T>(a) * LOG<T>;
     bool moved;
     if (a.dropout_p > 0) {
       draw(a, tile, b, h, i0, m, j0, n);
-      moved = softmax_step<P, true>(tile, m, n, c, run, pairs);
+      moved = softmax_step<P, true>(tile, m, n, by_query, c, run, pairs);
     } else {
-      moved = softmax_step<P, false>(tile, m, n, c, run, pairs);
+      moved = softmax_step<P, false>(tile, m, n, by_query, c, run, pairs);
     }
     if (moved)
       for (int64_t i = 0; i < m; ++i) {
@@ -122,7 +123,7 @@ struct Forward {
       }
     const T* p = P::DOT ? pairs : tile.s;
     product<P, true>(m, ldo, n, {p, 1, BLOCK_M}, interleaved<P>(v, ceil_div(n, P::PAIR) * P::PAIR, a.Dv, inter), ldo,
-                     o, ldo, trim ? Band{-back - a.left, -back + a.right} : EVERYTHING, true);
+                     o, ldo, by_query, true);
   }
 };
 
@@ -207,6 +208,7 @@ struct Backward {
       T sum = 0;
       if (r < m) {
         T *x = line, *y = line + ldv;
+        fetch<false>(row_of<const S>(a.o, a, b, h, i + r + AHEAD), a.Dv);
         load(grad + r * a.grad.row, x, a.Dv);
         load(row_of<const S>(a.o, a, b, h, i + r), y, a.Dv);
 #pragma omp simd reduction(+ : sum)
@@ -221,22 +223,22 @@ struct Backward {
   // p and ds of the keys j0 to j0 + n of `keys`. CAP: ds with respect to the scores before the cap.
   template <class S, bool CAP>
   void step(const Attention& a, int64_t b, int64_t h, int64_t i0, int64_t j0, int64_t n, int64_t keys, Operand<T> k,
-            Operand<T> v, bool edge, Band band) {
+            Operand<T> v, bool edge, Band by_key, Band by_query) {
     const int64_t m = q.count, lanes = padded_columns(m);
     // where the products leave gaps p is 0, but 0 times what an earlier tile left must be 0 too
     if (edge) std::memset(g.dp, 0, n * BLOCK_M * sizeof(T));
-    product<P, false>(n, lanes, a.D, k, queries, BLOCK_M, tile.s, BLOCK_M, band, false);
-    product<P, false>(n, lanes, a.Dv, v, grads, BLOCK_M, g.dp, BLOCK_M, band, false);
-    finish<S>(a, q, tile, b, h, i0, j0, n, edge);
+    product<P, false>(n, lanes, a.D, k, queries, BLOCK_M, tile.s, BLOCK_M, by_key, false);
+    product<P, false>(n, lanes, a.Dv, v, grads, BLOCK_M, g.dp, BLOCK_M, by_key, false);
+    finish<S>(a, q, tile, b, h, i0, j0, n, edge, by_query);
     const T left = unit<T>(a), kept = T(1 / (1 - a.dropout_p));
     const Lane own = whole(a, q, j0, n, keys);
     if (a.dropout_p > 0) {
       draw(a, tile, b, h, i0, m, j0, n);
-      whole_step<P, true>(tile, g.dp, own.first, own.last, n, left, terms, kept);
-      gradient_step<P, true, CAP>(tile, g, m, n, left, terms, kept);
+      whole_step<P, true>(tile, g.dp, own, n, by_query, left, terms, kept);
+      gradient_step<P, true, CAP>(tile, g, m, n, by_query, left, terms, kept);
     } else {
-      whole_step<P, false>(tile, g.dp, own.first, own.last, n, left, terms, T(1));
-      gradient_step<P, false, CAP>(tile, g, m, n, left, terms, T(1));
+      whole_step<P, false>(tile, g.dp, own, n, by_query, left, terms, T(1));
+      gradient_step<P, false, CAP>(tile, g, m, n, by_query, left, terms, T(1));
     }
   }
 };
@@ -291,9 +293,9 @@ void bwd(const Attention& a, int64_t b, int64_t hk, int64_t chunk, int64_t slot,
       const Band by_query = edge ? Band{-back - a.left, -back + a.right} : EVERYTHING;
       const Operand<T> k_rows = {keys, row_units<P>(a.D), 1, keys == w.keys ? 0 : BLOCK_N};
       if (a.softcap != 0) {
-        w.template step<S, true>(a, b, h, i0, j, n, s.keys, k_rows, v, edge, by_key);
+        w.template step<S, true>(a, b, h, i0, j, n, s.keys, k_rows, v, edge, by_key, by_query);
       } else {
-        w.template step<S, false>(a, b, h, i0, j, n, s.keys, k_rows, v, edge, by_key);
+        w.template step<S, false>(a, b, h, i0, j, n, s.keys, k_rows, v, edge, by_key, by_query);
       }
       constexpr int64_t LD = BLOCK_M / P::PAIR;
       if (need_dv)
@@ -309,6 +311,7 @@ void bwd(const Attention& a, int64_t b, int64_t hk, int64_t chunk, int64_t slot,
     const T scale = T(a.scale);
     for (int64_t i = 0; i < m; ++i) {
       T* row = w.dq + i * w.ldk;
+      fetch<true>(row_of<S>(a.dq, a, b, h, s.q0 + i0 + i + AHEAD), a.D);
       for (int64_t l = 0; l < w.ldk; l += WIDTH<T>) storev(row + l, loadv(row + l) * scale);
       store(row, row_of<S>(a.dq, a, b, h, s.q0 + i0 + i), a.D);
     }
@@ -319,6 +322,7 @@ template <class S, class T>
 void store_sum(const Rows& to, const Attention& a, const Sequence& s, int64_t b, int64_t hk, int64_t j, const T* sum,
                int64_t ld, int64_t n, int64_t slot_size, int64_t count, T factor) {
   T line[256];
+  fetch<true>(row_of<S>(to, a, b, hk, s.k0 + j + AHEAD), n);
   for (int64_t l = 0; l < ld; l += WIDTH<T>) {
     Vec<T> total = {};
     if (j < s.keys)

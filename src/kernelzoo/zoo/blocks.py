@@ -39,6 +39,7 @@ class Attention(kz_nn.Module):
         self.out = nn.Linear(heads * self.head_dim, dim, bias if out_bias is None else out_bias)
         self._attend = nn.functional.scaled_dot_product_attention
         self._decode = nn.functional.attention_decode
+        self._split = nn.functional.split_heads
 
     def forward(
         self,
@@ -57,10 +58,10 @@ class Attention(kz_nn.Module):
         heads = (self.heads, self.kv_heads, self.kv_heads)
         qkv = self.qkv(x).view(batch, length, sum(heads), self.head_dim).transpose(1, 2)
         if rotate is None:
-            q, k, v = qkv.split(heads, 1)
+            q, k, v = self._split(qkv, heads)
         else:
-            q, k = rotate(qkv[:, : -self.kv_heads]).split(heads[:2], 1)
-            v = qkv[:, -self.kv_heads :]
+            turned, v = self._split(qkv, (sum(heads[:2]), self.kv_heads))
+            q, k = rotate(turned).split(heads[:2], 1)
         first = cache is None or cache.empty
         if cache is not None:
             keys, values, lengths = cache.append(k, v)

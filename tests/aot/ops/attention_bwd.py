@@ -47,4 +47,5 @@ def launch(case, target):
         need_dk="dk" in needs and not dbias,
         need_dv="dv" in needs and not dbias,
         need_dbias=dbias,
+        packed=False,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,14 @@ from torch import Tensor
 
 from ...ops.rotary import rotary_tables  # composed of torch's functions itself
 
-__all__ = ["attention_decode", "gelu_tanh", "linear_cross_entropy", "rotary_embedding", "rotary_tables"]
+__all__ = [
+    "attention_decode",
+    "gelu_tanh",
+    "linear_cross_entropy",
+    "rotary_embedding",
+    "rotary_tables",
+    "split_heads",
+]
 
 
 def gelu_tanh(input: Tensor) -> Tensor:
@@ -48,6 +56,11 @@ def attention_decode(
     mask = torch.arange(k_cache.shape[2], device=q.device) <= at[:, None, :, None]  # (B, 1, Lq, S)
     gqa = q.shape[1] != k_cache.shape[1]
     return F.scaled_dot_product_attention(q, k_cache, v_cache, mask, scale=scale, enable_gqa=gqa)
+
+
+def split_heads(t: Tensor, heads: Sequence[int]) -> tuple[Tensor, ...]:
+    """t (B, H, L, D) as its first heads[0] heads, the next heads[1], ..."""
+    return t.split(heads, 1)
 
 
 def linear_cross_entropy(
