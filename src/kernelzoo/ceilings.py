@@ -33,8 +33,14 @@ def measure(device="cpu", repeats=6, elements=None, n=None):
 def _products(a, b, gpu):
     out = torch.empty_like(a)
     yield lambda: torch.mm(a, b, out=out)
-    if not gpu and torch.backends.mkldnn.is_available():  # on AMD its fp32 product beats MKL's
+    # on AMD its fp32 product beats MKL's; bf16 it takes from AVX-512 on
+    if not gpu and torch.backends.mkldnn.is_available() and (a.dtype == torch.float32 or _takes_bf16()):
         yield lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+
+
+def _takes_bf16():
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is None or supported()
 
 
 def _host_seconds(function, repeats):

@@ -377,9 +377,14 @@ def test_autocast(name, packed):
     ours, theirs = pair(name, I, H)
     x = torch.randn(4, 2, I)
     x = pack_padded_sequence(x, [4, 3]) if packed else x
+    with torch.autocast("cpu", torch.bfloat16):
+        try:
+            want = flat(theirs(x))
+        except RuntimeError as error:  # oneDNN's bf16 LSTM, which AVX2 is not enough for
+            pytest.skip(f"torch's own layer cannot: {error}")
     for backend in ("auto", KERNEL):
         with kz.backend(backend), torch.autocast("cpu", torch.bfloat16):
-            got, want = flat(ours(x)), flat(theirs(x))
+            got = flat(ours(x))
         for a, b in zip(got, want, strict=True):
             assert a.dtype == b.dtype
             torch.testing.assert_close(a, b, rtol=0.05, atol=0.02)

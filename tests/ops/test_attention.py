@@ -316,7 +316,11 @@ def test_large_scores_as_torch(backend):
     device = device_of(backend)
     for features in (8, 10):
         q, k, v = qkv(device, shape=(1, 2, 13, features), S=13, kv_heads=2)
-        given = [t.requires_grad_() for t in (q * 1e6, k * 1e6, v)]
+        if (
+            backend == "triton"
+        ):  # exact sums: in the interpreter a BLAS rounds q k and k q each its way, by thousands
+            q, k = (q * 8).round() / 8, (k * 8).round() / 8
+        given = [t.requires_grad_() for t in (q * 2**20, k * 2**20, v)]
         for options in ({}, {"is_causal": True}, {"attn_mask": torch.zeros(13, 13, device=device)}):
             theirs = composed(*given, **{"attn_mask": None, **options})
             with kz.backend(backend):
