@@ -24,9 +24,11 @@ def measure(device="cpu", repeats=6, elements=None, n=None):
         found["copy_fresh"] = size / seconds(source.clone, repeats)
     n = n or (8192 if gpu else 2048)
     for dtype in (torch.float32, torch.bfloat16):
-        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        # a CPU without bf16 takes minutes for the whole
+        size = n if gpu or dtype == torch.float32 or _takes_bf16() else min(n, 128)
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         best = min(seconds(product, repeats) for product in _products(a, b, gpu))
-        found[f"gemm_{str(dtype).removeprefix('torch.')}"] = 2 * n**3 / best
+        found[f"gemm_{str(dtype).removeprefix('torch.')}"] = 2 * size**3 / best
     return found
 
 
