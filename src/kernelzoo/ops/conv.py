@@ -486,6 +486,11 @@ def _taps(weight):
     return weight.shape[2:].numel() if type(weight) in PLAIN else 0
 
 
+def _bare_is_torchs(x, weight):
+    """Whether "auto" surely leaves a product of one group, with nothing behind it, to torch: before any check."""
+    return _taps(weight) > 1 and leaves_to_torch(x, math.inf) and not _fewer_products(x, weight)
+
+
 AXES = (None, "L", "H, W", "D, H, W")
 
 
@@ -494,8 +499,7 @@ def _conv(rank, x, weight, bias, stride, padding, dilation, groups, act, residua
     act = parse(name, act)
     bare = act.name == "none" and residual is None and not causal
     options = (stride, padding, dilation, groups)
-    torchs = bare and groups == 1 and _taps(weight) > 1 and leaves_to_torch(x, math.inf)
-    if not torchs or _fewer_products(x, weight):
+    if not (bare and groups == 1 and _bare_is_torchs(x, weight)):
         g = geometry(rank, x, weight, bias, *options, causal)
         if g is not None:
             return _call(name, x, weight, bias, residual, g, act)
@@ -515,8 +519,7 @@ def _conv_transpose(rank, x, weight, bias, options, act, residual):
     name, groups = f"conv_transpose{rank}d", options[3]
     act = parse(name, act)
     bare = act.name == "none" and residual is None
-    torchs = bare and groups == 1 and _taps(weight) > 1 and leaves_to_torch(x, math.inf)
-    if not torchs or _fewer_products(x, weight):
+    if not (bare and groups == 1 and _bare_is_torchs(x, weight)):
         g = transposed_geometry(rank, x, weight, bias, *options)
         if g is not None:
             return _call(name, x, weight, bias, residual, g, act)
