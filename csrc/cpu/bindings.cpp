@@ -1,34 +1,23 @@
 // kernelzoo._cpu: the drivers over raw addresses. The launchers in kernels/cpp vouch for the tensors behind them.
-#include <pybind11/pybind11.h>
+// One file to the compiler: pybind11's headers take it 10 s.
+#include "bind/bind.h"
 
 #include <stdexcept>
 #include <string>
 
+#include "bind/attention.h"
+#include "bind/batch_norm.h"
+#include "bind/conv.h"
+#include "bind/cross_entropy.h"
+#include "bind/dropout.h"
+#include "bind/embedding.h"
+#include "bind/glu.h"
+#include "bind/loss.h"
+#include "bind/norm.h"
+#include "bind/pool.h"
+#include "bind/rnn.h"
+#include "bind/rotary.h"
 #include "drivers.h"
-
-namespace py = pybind11;
-
-// One an op, in bind_<op>.cpp.
-void bind_attention(py::module_& m);
-void bind_batch_norm(py::module_& m);
-void bind_conv(py::module_& m);
-void bind_cross_entropy(py::module_& m);
-void bind_dropout(py::module_& m);
-void bind_embedding(py::module_& m);
-void bind_glu(py::module_& m);
-void bind_loss(py::module_& m);
-void bind_norm(py::module_& m);
-void bind_pool(py::module_& m);
-void bind_rnn(py::module_& m);
-void bind_rotary(py::module_& m);
-
-namespace {
-
-using Address = uintptr_t;
-
-void* pointer(Address address) { return reinterpret_cast<void*>(address); }
-
-}  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
   using namespace pybind11::literals;

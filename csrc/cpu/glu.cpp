@@ -19,19 +19,19 @@ void for_spans(int64_t M, int64_t N, int threads, F f) {
 
 }  // namespace
 
-void glu_fwd(int dtype, int act, Rows gate, Rows up, Rows y, int64_t M, int64_t N, int threads) {
+void glu_fwd(int dtype, int act, GluRows gate, GluRows up, GluRows y, int64_t M, int64_t N, int threads) {
   const GluKernels& k = glu(dtype);
   for_spans(M, N, threads, [=, &k](int64_t row, int64_t j, int64_t n) {
-    const auto of = [=](Rows r) { return at(r.data, dtype, row * r.stride + j); };
+    const auto of = [=](GluRows r) { return at(r.data, dtype, row * r.stride + j); };
     k.fwd(act, of(gate), of(up), of(y), n);
   });
 }
 
-void glu_bwd(int dtype, int act, Rows dy, Rows gate, Rows up, Rows dgate, Rows dup, int64_t M, int64_t N,
+void glu_bwd(int dtype, int act, GluRows dy, GluRows gate, GluRows up, GluRows dgate, GluRows dup, int64_t M, int64_t N,
              int threads) {
   const GluKernels& k = glu(dtype);
   for_spans(M, N, threads, [=, &k](int64_t row, int64_t j, int64_t n) {
-    const auto of = [=](Rows r) { return at(r.data, dtype, row * r.stride + j); };
+    const auto of = [=](GluRows r) { return at(r.data, dtype, row * r.stride + j); };
     k.bwd(act, of(dy), of(gate), of(up), of(dgate), of(dup), n);
   });
 }

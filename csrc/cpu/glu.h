@@ -16,13 +16,13 @@ struct GluKernels {
 
 KERNELZOO_TABLES(GluKernels, glu)
 
-struct Rows {
+struct GluRows {
   void* data;
   int64_t stride;
 };
 
-void glu_fwd(int dtype, int act, Rows gate, Rows up, Rows y, int64_t M, int64_t N, int threads);
-void glu_bwd(int dtype, int act, Rows dy, Rows gate, Rows up, Rows dgate, Rows dup, int64_t M, int64_t N,
+void glu_fwd(int dtype, int act, GluRows gate, GluRows up, GluRows y, int64_t M, int64_t N, int threads);
+void glu_bwd(int dtype, int act, GluRows dy, GluRows gate, GluRows up, GluRows dgate, GluRows dup, int64_t M, int64_t N,
              int threads);
 
 }  // namespace kernelzoo

@@ -6,9 +6,6 @@
 namespace kernelzoo {
 namespace {
 
-// Bytes of the transformed tiles that the weight gradient's products go through at once, of x and dy together.
-constexpr int64_t CHUNK = 4 << 20;
-
 int64_t round_up(int64_t n, int64_t to) { return ceil_div(n, to) * to; }
 
 // A part of scratch, in T; with a null base it only counts.
@@ -29,8 +26,8 @@ struct Arena {
 struct Forward {
   static constexpr int64_t KEPT = 4 << 20, MOST = 256;  // bytes, channels
   bool few;
-  int64_t made, parts;             // channels of a unit
-  int64_t u_size, v_size, m_size;  // T of a thread's own
+  int64_t made, parts;     // channels of a unit
+  int64_t u_size, v_size;  // T of a thread's own
   void *u, *own;
   int64_t each, bytes;
 
@@ -42,24 +39,29 @@ struct Forward {
     parts = ceil_div(a.out.C, made);
     u_size = few ? ELEMENTS * a.in.C * made : 0;
     v_size = few ? v * a.blocks() : v;
-    m_size = round_up(a.staged() + ELEMENTS * a.plane(a.tiles(), made), 16);
     u = arena.take(few ? 0 : ELEMENTS * a.in.C * a.out.C);
-    each = u_size + v_size + m_size;
+    each = u_size + v_size + round_up(a.staged() + ELEMENTS * a.plane(a.tiles(), made), 16);
     own = arena.take(each * threads);
     bytes = arena.used;
   }
 };
 
+// The products go through a CHUNK of tiles at once, of x and dy together. Where this is all of them, as of the small
+// images in a network's depth, whose filters are large, the sums are kept of a part of y's channels at a time.
 struct Backward {
+  static constexpr int64_t CHUNK = 4 << 20, SUMS = 2 << 20;  // bytes
+  int64_t blocks, tiles;  // of a chunk
+  int64_t made;           // channels of a part
   void *du, *d, *v, *own;
-  int64_t blocks, tiles, each, bytes;  // blocks and tiles of a chunk
+  int64_t each, bytes;
 
   Backward(const Winograd& a, int64_t item, void* scratch, int threads) {
     Arena arena{static_cast<char*>(scratch), item};
-    const int64_t tile = ELEMENTS * (a.in.C + a.out.C) * item;
+    const int64_t tile = ELEMENTS * (a.in.C + a.out.C) * item, sum = ELEMENTS * a.in.C * item;
     blocks = std::clamp<int64_t>(CHUNK / (tile * a.tiles()), 1, a.blocks());
     tiles = blocks * a.tiles();
-    du = arena.take(ELEMENTS * a.in.C * a.out.C);
+    made = blocks < a.blocks() ? a.out.C : std::clamp<int64_t>(SUMS / sum / CHANNELS * CHANNELS, CHANNELS, a.out.C);
+    du = arena.take(ELEMENTS * a.in.C * made);
     d = arena.take(ELEMENTS * a.plane(tiles, a.out.C));
     v = arena.take(ELEMENTS * a.plane(tiles, a.in.C));
     each = round_up(a.staged(), 64);
@@ -85,6 +87,11 @@ bool winograd_fwd(int dtype, const Winograd& a, const WinogradFilter& f, const v
     some.columns = std::min(s.made, f.columns - part * s.made);
     return some;
   };
+  const auto transform = [&](int64_t part, void* u) {
+    const WinogradFilter some = part_of(part);
+    for (int64_t c = 0; c < some.columns; c += CHANNELS)
+      for (int64_t r = 0; r < f.rows; r += CHANNELS) k.filter(some, r, c, u);
+  };
   std::atomic<bool> finite{true};
 #pragma omp parallel num_threads(threads)
   {
@@ -104,11 +111,7 @@ bool winograd_fwd(int dtype, const Winograd& a, const WinogradFilter& f, const v
       const int64_t begin = thread * units / threads, end = (thread + 1) * units / threads;
       for (int64_t i = begin; i < end; ++i) {
         const int64_t part = i / blocks, block = i % blocks, from = part * s.made;
-        if (s.few && (i == begin || !block)) {
-          const WinogradFilter some = part_of(part);
-          for (int64_t c = 0; c < some.columns; c += CHANNELS)
-            for (int64_t r = 0; r < f.rows; r += CHANNELS) k.filter(some, r, c, own);
-        }
+        if (s.few && (i == begin || !block)) transform(part, own);
         void* const here = s.few ? at(v, dtype, block * v_each) : v;
         if (!s.few || i - begin < blocks) k.input(a, block, x, here, rest);
         const void* u = s.few ? own : at(s.u, dtype, ELEMENTS * a.in.C * from);
@@ -125,32 +128,37 @@ bool winograd_bwd_weight(int dtype, const Winograd& a, const void* dz, const voi
   const Backward s(a, ITEM[dtype], scratch, threads);
   const int64_t in = ceil_div(a.in.C, STRIP), out = ceil_div(a.out.C, STRIP), blocks = a.blocks();
   std::atomic<bool> finite{true};
-#pragma omp parallel num_threads(threads)
-  for (int64_t first = 0; first < blocks; first += s.blocks) {
-    const int64_t here = std::min(s.blocks, blocks - first);
-    const auto before = [&](int64_t block) {  // tiles of the chunk before a block's
-      int64_t tiles = 0;
-      for (int64_t b = first; b < block; ++b) tiles += WinogradBlock(a, b).tiles();
-      return tiles;
-    };
-    const int64_t used = before(first + here);
+  const auto before = [&](int64_t first, int64_t block) {  // tiles of a chunk before a block's
+    int64_t tiles = 0;
+    for (int64_t b = first; b < block; ++b) tiles += WinogradBlock(a, b).tiles();
+    return tiles;
+  };
+  const auto spread = [&](int64_t first, int64_t here) {  // by all threads
 #pragma omp for schedule(static)
     for (int64_t thread = 0; thread < threads; ++thread) {
       void* const own = at(s.own, dtype, thread * s.each);
       const int64_t items = here * (in + out);
       for (int64_t i = thread * items / threads; i < (thread + 1) * items / threads; ++i) {
-        const int64_t block = first + i / (in + out), part = i % (in + out), tile = before(block);
+        const int64_t block = first + i / (in + out), part = i % (in + out), tile = before(first, block);
         if (part < in) k.spread(a, true, block, part * STRIP, x, s.v, tile, s.tiles, own);
         else k.spread(a, false, block, (part - in) * STRIP, dz, s.d, tile, s.tiles, own);
       }
     }
+  };
+#pragma omp parallel num_threads(threads)
+  for (int64_t from = 0; from < a.out.C; from += s.made) {
+    const int64_t to = std::min(from + s.made, a.out.C);
+    for (int64_t first = 0; first < blocks; first += s.blocks) {
+      const int64_t here = std::min(s.blocks, blocks - first), used = before(first, first + here);
+      if (!from) spread(first, here);  // several parts are of the same tiles
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < ELEMENTS * in; ++i)
-      k.gather(a, i / in, i % in * STRIP, s.d, s.v, s.du, used, s.tiles, first > 0);
+      for (int64_t i = 0; i < ELEMENTS * in; ++i)
+        k.gather(a, i / in, i % in * STRIP, from, to, s.d, s.v, s.du, used, s.tiles, first > 0);
+    }
+#pragma omp for schedule(static)
+    for (int64_t o = from; o < to; ++o)
+      if (!k.finish(a, o, from, to, s.du, dw)) finite = false;
   }
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t o = 0; o < a.out.C; ++o)
-    if (!k.finish(a, o, s.du, dw)) finite = false;
   return finite;
 }
 

@@ -83,12 +83,12 @@ struct WinogradKernels {
   // kernels' own, from tile `first` on.
   void (*spread)(const Winograd& a, bool of_x, int64_t block, int64_t channel, const void* image, void* v, int64_t first,
                  int64_t tiles, void* scratch);
-  // du (16, O, C), one element of a strip of C's channels: = or += dᵀ v over the `used` first of the tiles
-  // that d and v, as `spread` left them, have room for
-  void (*gather)(const Winograd& a, int64_t element, int64_t channel, const void* d, const void* v, void* du,
-                 int64_t used, int64_t tiles, bool add);
-  // dw of output channel o, (O, 3, 3, C) or where `first` (O, C, 3, 3). True where all are finite.
-  bool (*finish)(const Winograd& a, int64_t o, const void* du, void* dw);
+  // du (16, to - from, C) of the output channels [from, to), one element of a strip of C's channels: = or += dᵀ v over
+  // the `used` first of the tiles that d and v, as `spread` left them, have room for
+  void (*gather)(const Winograd& a, int64_t element, int64_t channel, int64_t from, int64_t to, const void* d,
+                 const void* v, void* du, int64_t used, int64_t tiles, bool add);
+  // dw of output channel o in [from, to), (O, 3, 3, C) or where `first` (O, C, 3, 3). True where all are finite.
+  bool (*finish)(const Winograd& a, int64_t o, int64_t from, int64_t to, const void* du, void* dw);
 };
 
 KERNELZOO_TABLES(WinogradKernels, winograd)

@@ -1,25 +1,37 @@
 """Fixtures of the ops' tests, and which of them are repeats."""
 
-from collections import Counter
+from collections import defaultdict
 
 import pytest
 import torch
 
-from ..harness import INTERPRETED, need
+from ..harness import DTYPES, GPU, LAYOUTS, need
+
+ANEW = ("numba",) if GPU else ("numba", "triton")
+OTHERS = tuple(dtype for dtype in DTYPES if dtype != torch.float32)
+FEW = ("test_gradcheck", "test_frozen_inputs")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m "not slow"` is applied
 def pytest_collection_modifyitems(items):
-    """Numba compiles a kernel for each dtype, in 0.18 s; float16's is bfloat16's with another load and store, which the
-    first cases of a test prove: the others are slow."""
-    seen = Counter()
+    """Numba compiles a kernel for each dtype and many an option, in 0.2 s and more, and Triton's interpreter is slow. By
+    default a test takes them through its cases in float32 and in turn through one other dtype, or through one of the
+    layouts; those of FEW through every third case. The whole cross is slow."""
+    numbers = defaultdict(dict)
     for item in items:
         given = getattr(getattr(item, "callspec", None), "params", {})
-        if given.get("backend") == "numba" and given.get("dtype") is torch.float16:
-            test = item.nodeid.split("[")[0]
-            seen[test] += 1
-            if seen[test] > INTERPRETED:
-                item.add_marker(pytest.mark.slow)
+        if given.get("backend") not in ANEW:
+            continue
+        number_of = numbers[item.nodeid.split("[")[0], given["backend"]]
+        case = tuple(str(value) for name, value in given.items() if name not in ("backend", "dtype", "layout"))
+        number = number_of.setdefault(case, len(number_of))
+        dtype, layout = given.get("dtype"), given.get("layout")
+        if (
+            (dtype in OTHERS and dtype != OTHERS[number % len(OTHERS)])
+            or (layout in LAYOUTS and layout != list(LAYOUTS)[number % len(LAYOUTS)])
+            or (item.originalname in FEW and number % 3)
+        ):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(params=["avx512", "avx2", "plain"])

@@ -1,5 +1,5 @@
-// Transforms and products of winograd.h. A strip of channels of a line of tiles is staged: its rows of pixels with the padding, the
-// channels innermost whichever order memory has, so that no transform meets an edge.
+// Transforms and products of winograd.h. A strip of channels of a line of tiles is staged: its rows of pixels with the
+// padding, the channels innermost whichever order memory has, so that no transform meets an edge.
 #include "../winograd.h"
 
 #include "begin.h"
@@ -346,35 +346,35 @@ void spread(const Winograd& a, bool of_x, int64_t block, int64_t channel, const 
 }
 
 template <class T>
-void gather(const Winograd& a, int64_t element, int64_t channel, const void* d, const void* v, void* du, int64_t used,
-            int64_t tiles, bool add) {
+void gather(const Winograd& a, int64_t element, int64_t channel, int64_t from, int64_t to, const void* d, const void* v,
+            void* du, int64_t used, int64_t tiles, bool add) {
   const int64_t C = a.in.C, O = a.out.C, end = channel + strip(C, channel);
   for (int64_t c = channel; c < end; c += PANEL<T>) {
     const int64_t width = panel<T>(C, c);
     const T* right = static_cast<const T*>(v) + element * a.plane(tiles, C) + c * tiles;
-    for (int64_t o = 0; o < O; ++o) {
+    for (int64_t o = from; o < to; ++o) {
       const int64_t r = o % CHANNELS, rows = CHANNELS - r < TILE_ROWS ? CHANNELS - r : TILE_ROWS;
       MICRO<Plain<T>>[rows - 1][width / WIDTH<T> - 1](
           used, static_cast<const T*>(d) + element * a.plane(tiles, O) + (o - r) * tiles + r, 1, CHANNELS, right, width,
-          static_cast<T*>(du) + (element * O + o) * C + c, C, add);
+          static_cast<T*>(du) + (element * (to - from) + o - from) * C + c, C, add);
       o += rows - 1;
     }
   }
 }
 
 template <class T>
-bool finish(const Winograd& a, int64_t o, const void* du, void* dw) {
+bool finish(const Winograd& a, int64_t o, int64_t from, int64_t to, const void* du, void* dw) {
   const int64_t C = a.in.C;
   Finite<T> finite;
   for (int64_t c = 0; c < C; c += WIDTH<T>) {
     Vec<T> g[9];
-    collect_dw(static_cast<const T*>(du) + o * C + c, a.out.C * C, g);
-    T* const to = static_cast<T*>(dw) + o * 9 * C + (a.first ? c * 9 : c);
+    collect_dw(static_cast<const T*>(du) + (o - from) * C + c, (to - from) * C, g);
+    T* const out = static_cast<T*>(dw) + o * 9 * C + (a.first ? c * 9 : c);
     for (int tap = 0; tap < 9; ++tap) {
       finite.add(g[tap]);
-      if (!a.first) storev(to + tap * C, g[tap]);
+      if (!a.first) storev(out + tap * C, g[tap]);
       else
-        for (int64_t i = 0; i < WIDTH<T>; ++i) to[i * 9 + tap] = g[tap][i];
+        for (int64_t i = 0; i < WIDTH<T>; ++i) out[i * 9 + tap] = g[tap][i];
     }
   }
   return finite.all();

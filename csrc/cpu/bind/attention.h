@@ -1,10 +1,10 @@
 // A tensor travels as the tuple of its address and strides, null as an empty one: attention has too many of both to
 // name each. The launchers in kernels/cpp vouch for them.
-#include <pybind11/pybind11.h>
+#pragma once
 
-#include "attention.h"
+#include "bind.h"
 
-namespace py = pybind11;
+#include "../attention.h"
 
 namespace {
 
@@ -58,7 +58,7 @@ Attention problem(const py::tuple& q, const py::tuple& k, const py::tuple& v, co
 
 }  // namespace
 
-void bind_attention(py::module_& m) {
+inline void bind_attention(py::module_& m) {
   m.def("attention_problem", &problem);
   py::class_<Attention>(m, "Attention");
   m.def(
@@ -72,7 +72,7 @@ void bind_attention(py::module_& m) {
   });
   m.def("attention_bwd", [](Attention& a, uintptr_t acc, const py::tuple& grad, const py::tuple& dq,
                             const py::tuple& dk, const py::tuple& dv, int dtype, int threads) {
-    a.acc = reinterpret_cast<void*>(acc);
+    a.acc = pointer(acc);
     a.grad = rows(grad);
     a.dq = rows(dq);
     a.dk = rows(dk);
@@ -82,14 +82,14 @@ void bind_attention(py::module_& m) {
   });
   m.def("attention_decode_size", [](Attention& a, uintptr_t lengths, uintptr_t table, int64_t table_row,
                                      int64_t page) {
-    a.lengths = reinterpret_cast<const int32_t*>(lengths);
-    a.table = reinterpret_cast<const int32_t*>(table);
+    a.lengths = pointer<const int32_t>(lengths);
+    a.table = pointer<const int32_t>(table);
     a.table_row = table_row;
     a.page = page;
     return kernelzoo::attention_decode_size(a);
   });
   m.def("attention_decode", [](Attention& a, uintptr_t acc, int dtype, int threads) {
-    a.acc = reinterpret_cast<void*>(acc);
+    a.acc = pointer(acc);
     py::gil_scoped_release no_gil;
     kernelzoo::attention_decode(dtype, a, threads);
   });

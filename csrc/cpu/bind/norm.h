@@ -1,21 +1,10 @@
-#include <pybind11/pybind11.h>
+#pragma once
 
-#include "norm.h"
+#include "bind.h"
 
-namespace py = pybind11;
+#include "../norm.h"
 
-namespace {
-
-using Address = uintptr_t;
-
-template <class T = void>
-T* pointer(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-}  // namespace
-
-void bind_norm(py::module_& m) {
+inline void bind_norm(py::module_& m) {
   const py::call_guard<py::gil_scoped_release> no_gil;
   m.def(
       "norm_fwd",

@@ -1,9 +1,9 @@
 // A call's tensors are too many to pass one by one: the launcher sets their addresses by name, 0 where absent.
-#include <pybind11/pybind11.h>
+#pragma once
 
-#include "rnn.h"
+#include "bind.h"
 
-namespace py = pybind11;
+#include "../rnn.h"
 
 namespace {
 
@@ -20,7 +20,7 @@ void address(py::class_<Rnn>& type, const char* name) {
 
 }  // namespace
 
-void bind_rnn(py::module_& m) {
+inline void bind_rnn(py::module_& m) {
   py::class_<Rnn> type(m, "Rnn");
   type.def(py::init([](int mode, int64_t B, int64_t T, int64_t R, int64_t H, int64_t P, int64_t heads, bool reverse,
                        double eps) {

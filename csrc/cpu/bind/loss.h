@@ -1,18 +1,10 @@
-#include <pybind11/pybind11.h>
+#pragma once
 
-#include "loss.h"
+#include "bind.h"
 
-namespace py = pybind11;
+#include "../loss.h"
 
-namespace {
-
-using Address = uintptr_t;
-
-void* pointer(Address address) { return reinterpret_cast<void*>(address); }
-
-}  // namespace
-
-void bind_loss(py::module_& m) {
+inline void bind_loss(py::module_& m) {
   py::dict kinds;
 #define X(name) kinds[#name] = static_cast<int>(kernelzoo::LOSS_##name);
   KERNELZOO_LOSSES(X)

@@ -1,15 +1,14 @@
-#include <pybind11/pybind11.h>
+#pragma once
 
-#include "glu.h"
+#include "bind.h"
 
-namespace py = pybind11;
+#include "../glu.h"
 
-void bind_glu(py::module_& m) {
-  using Address = uintptr_t;
-  using kernelzoo::Rows;
+inline void bind_glu(py::module_& m) {
+  using kernelzoo::GluRows;
   const py::call_guard<py::gil_scoped_release> no_gil;
   static const auto rows = [](Address address, int64_t stride) {
-    return Rows{reinterpret_cast<void*>(address), stride};
+    return GluRows{pointer(address), stride};
   };
   m.def(
       "glu_fwd",

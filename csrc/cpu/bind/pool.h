@@ -1,22 +1,13 @@
-#include <pybind11/pybind11.h>
+#pragma once
 
-#include <algorithm>
-#include <array>
+#include "bind.h"
 
-#include "pool.h"
-#include "resample.h"
-
-namespace py = pybind11;
+#include "../pool.h"
+#include "../resample.h"
 
 namespace {
 
-using Address = uintptr_t;
 using Sizes = std::array<int64_t, 3>;
-
-template <class T = void>
-T* pointer(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 Sizes sizes(const py::tuple& t) { return {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>()}; }
 
@@ -34,7 +25,7 @@ kernelzoo::Pool pool_of(int64_t batch, int64_t lanes, const Sizes& in, const Siz
 
 }  // namespace
 
-void bind_pool(py::module_& m) {
+inline void bind_pool(py::module_& m) {
   m.def("max_pool_fwd",
         [](Address x, Address y, Address index, int index_kind, Address reach, Address covers, int64_t batch,
            int64_t lanes, py::tuple in, py::tuple out, py::tuple kernel, py::tuple dilation, int64_t stride,

@@ -1,20 +1,13 @@
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+#pragma once
 
-#include <algorithm>
-#include <array>
+#include "bind.h"
 
-#include "conv.h"
-#include "winograd.h"
-
-namespace py = pybind11;
+#include "../conv.h"
+#include "../winograd.h"
 
 namespace {
 
-using Address = uintptr_t;
 using Three = std::array<int64_t, 3>;
-
-void* pointer(Address address) { return reinterpret_cast<void*>(address); }
 
 kernelzoo::Depthwise depthwise(int64_t N, int64_t C, const Three& in, const Three& out, const Three& kernel,
                                const Three& stride, const Three& padding, const Three& dilation, bool first) {
@@ -41,7 +34,7 @@ kernelzoo::Winograd winograd(int64_t N, int64_t C, int64_t O, std::array<int64_t
 
 }  // namespace
 
-void bind_conv(py::module_& m) {
+inline void bind_conv(py::module_& m) {
   py::class_<kernelzoo::Depthwise>(m, "Depthwise").def(py::init(&depthwise));
   m.def("depthwise_partial",
         [](const kernelzoo::Depthwise& a, int dtype) { return kernelzoo::depthwise_partial(dtype, a); });

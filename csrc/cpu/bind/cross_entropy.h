@@ -1,17 +1,10 @@
-#include <pybind11/pybind11.h>
+#pragma once
 
-#include "cross_entropy.h"
+#include "bind.h"
 
-namespace py = pybind11;
+#include "../cross_entropy.h"
 
 namespace {
-
-using Address = uintptr_t;
-
-template <class T = void>
-T* pointer(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 kernelzoo::CrossEntropyRows rows_of(Address x, Address targets, Address probabilities, Address weights, int64_t rows,
                                     int64_t n, double smoothing) {
@@ -20,7 +13,7 @@ kernelzoo::CrossEntropyRows rows_of(Address x, Address targets, Address probabil
 
 }  // namespace
 
-void bind_cross_entropy(py::module_& m) {
+inline void bind_cross_entropy(py::module_& m) {
   const py::call_guard<py::gil_scoped_release> no_gil;
 
   m.def(
