@@ -3,6 +3,7 @@
 The one rule of accuracy is `kernelzoo.verify`'s.
 """
 
+import collections
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 BACKENDS = ("triton", "cuda", "cpp", "numba")
 WITHOUT_CUDA = ("triton", "cpp", "numba")  # of an op that has no kernels in CUDA C++
 INTERPRETED = 3  # cases of an op that Triton's interpreter goes through by default; the others are slow
+COMPILED = (
+    4  # small cases, and half as many large ones, for which Numba compiles kernels by default: 0.6 s each
+)
 
 
 def device_of(backend):
@@ -91,13 +95,18 @@ class OpSuite:
 
     @classmethod
     def spread(cls, metafunc):
-        small = [c for c in cls.cases if not c.large]
         names = metafunc.fixturenames
         if "backend" in names and "case" in names:
             metafunc.parametrize(("case", "backend"), list(cls.pairs()))
         elif "case" in names:
-            marks = {True: pytest.mark.slow, False: ()}
-            metafunc.parametrize("case", [pytest.param(c, id=c.id, marks=marks[c.again]) for c in small])
+            # a graph holds the op whatever the case: every third is compiled and exported by default
+            every = 3 if metafunc.function.__name__ == "test_compile_and_export" else 1
+            small = [c for c in cls.cases if not c.large]
+            slow = [c.again or i % every for i, c in enumerate(small)]
+            each = zip(small, slow, strict=True)
+            metafunc.parametrize(
+                "case", [pytest.param(c, id=c.id, marks=pytest.mark.slow if s else ()) for c, s in each]
+            )
         if "dtype" in names:
             metafunc.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
         if "layout" in names:
@@ -115,8 +124,15 @@ class OpSuite:
             cases = [case for case in cls.cases if cls.takes(case, backend)]
             cases = cases if kz.backends()[backend].available else cases[:1]
             interpreted = backend == "triton" and not GPU
-            for i, case in enumerate(case for case in cases if not (interpreted and case.large)):
-                marks = pytest.mark.slow if interpreted and i >= cls.interpreted else ()
+            few = {False: len(cases), True: len(cases)}  # by default, of the small and of the large
+            if interpreted:
+                cases, few = [case for case in cases if not case.large], {False: cls.interpreted}
+            elif backend == "numba":
+                few = {False: COMPILED, True: COMPILED // 2}
+            seen = collections.Counter()
+            for case in cases:
+                seen[case.large] += 1
+                marks = pytest.mark.slow if seen[case.large] > few[case.large] else ()
                 yield pytest.param(case, backend, id=f"{case.id}-{backend}", marks=marks)
 
     def build(self, case, dtype, device, layout="contiguous", requires_grad=True, jitter=0.0):

@@ -14,7 +14,7 @@ FEW = ("test_gradcheck", "test_frozen_inputs")
 
 @pytest.hookimpl(tryfirst=True)  # before `-m "not slow"` is applied
 def pytest_collection_modifyitems(items):
-    """Numba compiles a kernel for each dtype and many an option, in 0.2 s and more, and Triton's interpreter is slow. By
+    """Numba compiles a kernel for each dtype and many an option, in 0.6 s, and Triton's interpreter is slow. By
     default a test takes them through its cases in float32 and in turn through one other dtype, or through one of the
     layouts; those of FEW through every third case. The whole cross is slow."""
     numbers = defaultdict(dict)
@@ -23,7 +23,9 @@ def pytest_collection_modifyitems(items):
         if given.get("backend") not in ANEW:
             continue
         number_of = numbers[item.nodeid.split("[")[0], given["backend"]]
-        case = tuple(str(value) for name, value in given.items() if name not in ("backend", "dtype", "layout"))
+        case = tuple(
+            str(value) for name, value in given.items() if name not in ("backend", "dtype", "layout")
+        )
         number = number_of.setdefault(case, len(number_of))
         dtype, layout = given.get("dtype"), given.get("layout")
         if (

@@ -103,17 +103,6 @@ class TestConv(OpSuite):
         case("conv2d", (2, 75, 33, 35), (75, 1, 5, 5), last=True, groups=75, padding=2, large=True),
     )  # fmt: skip
 
-    @classmethod
-    def spread(cls, metafunc):
-        """Every third case is compiled and exported by default: what a graph holds is one of three ops."""
-        if metafunc.function.__name__ == "test_compile_and_export":
-            small = [c for c in cls.cases if not c.large]
-            marks = [pytest.mark.slow if i % 3 else () for i in range(len(small))]
-            each = zip(small, marks, strict=True)
-            metafunc.parametrize("case", [pytest.param(c, id=c.id, marks=mark) for c, mark in each])
-        else:
-            super().spread(metafunc)
-
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("last", [False, True])
