@@ -49,21 +49,28 @@ void linear_bwd_rows(const Kernels& k, int dtype, int act, const void* dy, int64
   const int64_t units = ceil_div(M, cut.rows);
   const int64_t block_units = 64 * ceil_div(units, 64 * 64), blocks = ceil_div(units, block_units);
   const std::unique_ptr<double[]> partial(db ? new double[blocks * N] : nullptr);
+  // Where there are blocks enough a task has whole rows, which memory gives in order (relu, 2048x1536, two cores: 1.8 ms
+  // instead of 2.9), else pieces of them.
+  const int64_t parts = blocks >= 4 * threads ? 1 : cut.columns, pieces = ceil_div(cut.columns, parts);
 #pragma omp parallel for collapse(2) num_threads(threads) if (M * N > SERIAL)
   for (int64_t b = 0; b < blocks; ++b) {
-    for (int64_t c = 0; c < cut.columns; ++c) {
-      const int64_t j = c * cut.width, w = std::min(cut.width, N - j);
-      double sum[BLOCK];
-      if (db) std::fill_n(sum, cut.rows * w, 0.0);
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t first = part * pieces * cut.width, end = std::min(first + pieces * cut.width, N);
+      double rows[BLOCK];  // of a unit of several
+      double* const sum = !db ? nullptr : cut.rows > 1 ? rows : partial.get() + b * N;
+      if (db) std::fill(sum + first, sum + (cut.rows > 1 ? cut.rows * N : end), 0.0);
       for (int64_t u = b * block_units; u < std::min(units, (b + 1) * block_units); ++u) {
-        const int64_t row = u * cut.rows, length = std::min(cut.rows, M - row) * w;
-        k.act_bwd_sum(act, at(dy, dtype, row * stride_dym + j), at(saved, dtype, row * N + j),
-                      at(dz, dtype, row * N + j), db ? sum : nullptr, length, p0, p1);
+        const int64_t row = u * cut.rows, count = std::min(cut.rows, M - row);
+        for (int64_t j = first; j < end; j += cut.width) {
+          const int64_t length = count * std::min(cut.width, N - j);
+          k.act_bwd_sum(act, at(dy, dtype, row * stride_dym + j), at(saved, dtype, row * N + j),
+                        at(dz, dtype, row * N + j), db ? sum + j : nullptr, length, p0, p1);
+        }
       }
-      if (!db) continue;
+      if (!db || cut.rows == 1) continue;
       for (int64_t r = 1; r < cut.rows; ++r)
-        for (int64_t i = 0; i < w; ++i) sum[i] += sum[r * w + i];
-      std::copy_n(sum, w, partial.get() + b * N + j);
+        for (int64_t i = 0; i < N; ++i) rows[i] += rows[r * N + i];
+      std::copy_n(rows, N, partial.get() + b * N);
     }
   }
   if (!db) return;
