@@ -86,7 +86,7 @@ def _through_onednn(a, b):
 
 # Without AVX-512 oneDNN reads a weight by its columns at half the speed where its rows are thousands of elements apart:
 # 2048x768 @ 768x3072 takes 180 ms, with the copy of 3 ms 86 (MKL 88); 2048x384 @ 384x1536 takes 23.7 and 20.4.
-COPIED_ROWS = 512
+COPIED_ROWS = 1024
 
 
 @functools.cache
