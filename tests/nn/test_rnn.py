@@ -421,15 +421,18 @@ def _watched(forward, asked):
     return watched
 
 
-def test_small_layers_are_torchs_own():
-    """The rule of "auto" on a CPU, and what it leaves to the kernels: packed, compiled, with options, large."""
+@pytest.mark.parametrize("avx512", [True, False])
+def test_small_layers_are_torchs_own(avx512, monkeypatch):
+    """The rule of "auto" on a CPU, and what it leaves to the kernels: packed, compiled, with options, large where
+    there is AVX-512."""
+    monkeypatch.setattr(kz.ops.rnn, "has_avx512", lambda: avx512)
     small, large = nn.LSTM(I, H), nn.LSTM(I, kz.ops.rnn.SMALL_LSTM + 1)
     x = torch.randn(3, 2, I)
     packed = pack_padded_sequence(x, [3, 1])
     for layer, given, torchs in (
         (small, x, True),
         (small, packed, False),
-        (large, x, False),
+        (large, x, not avx512),
         (large, torch.randn(3, kz.ops.rnn.MANY_SEQUENCES, I), True),
         (nn.LSTM(I, H, peephole=True), x, False),
         (nn.GRU(I, H), x, False),

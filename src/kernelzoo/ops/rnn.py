@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as T
 
 from . import rnn_checks as check
-from .core import KernelFunction, autocast_dtype, choice, define, torch_serves
+from .core import KernelFunction, autocast_dtype, choice, define, has_avx512, torch_serves
 from .core.function import transform
 from .dropout import mask
 from .linear import linear, linear_act_bwd, linear_act_fwd
@@ -116,16 +116,18 @@ def _project_bwd(dz, x, w, need_dx, need_dw, need_db, backend):
 # Cells. "auto" on a CPU, float32, C++ over torch's LSTM (oneDNN) on 2 cores, a training step and inference: 1.04 and
 # 0.98 (T 10, B 4, H 32), 1.40 and 0.72 (T 50, B 1, H 64), 0.88 and 0.88 (T 50, B 16, H 128). GRU and RNN, of which
 # torch calls every step, 1.3 to 2.1 and 0.9 to 1.6 at those sizes. Sequences: a training step at T 256, H 512 0.88
-# (B 16) and 1.15 (B 1).
+# (B 16) and 1.15 (B 1), with AVX2 alone 0.86 (B 1).
 SMALL_LSTM = 128
 MANY_SEQUENCES = 8
-TORCHS_BEST = "a small LSTM, or one of many sequences, is torch's own on a CPU"
+TORCHS_BEST = "a small LSTM, one of many sequences, or without AVX-512 any, is torch's own on a CPU"
 
 
 def _torchs_lstm(x, B, H, batch_sizes):
     if torch.compiler.is_compiling() or batch_sizes is not None:
         return False
-    return x.is_cpu and x.dtype == torch.float32 and (H <= SMALL_LSTM or B >= MANY_SEQUENCES)
+    return (
+        x.is_cpu and x.dtype == torch.float32 and (H <= SMALL_LSTM or B >= MANY_SEQUENCES or not has_avx512())
+    )
 
 
 class RNNFunction(KernelFunction):

@@ -10,6 +10,7 @@ from .choice import (
     backends,
     below,
     has_amx,
+    has_avx512,
     leaves_to_torch,
     trace,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "define",
     "draw_seed",
     "has_amx",
+    "has_avx512",
     "leaves_to_torch",
     "onednn_wins",
     "torch_serves",

@@ -200,6 +200,12 @@ def has_amx():
     return bool(supported and supported())
 
 
+@functools.cache
+def has_avx512():
+    """Whether torch runs its AVX-512 kernels on this CPU."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
 def leaves_to_torch(x, elements):
     """Whether "auto" surely leaves a call on x to torch, which then checks the arguments itself: x lies on a CPU and
     has fewer elements. A layer_norm that ends here costs the host 0.2 us more than torch's, not 5."""
