@@ -6,7 +6,7 @@ import triton.language as tl
 
 from ..pool import INDEX, lanes, unlaned, windows
 from .math import narrow, widen
-from .runtime import STORAGE, acc_dtype, launch_on, target_of
+from .runtime import STORAGE, acc_dtype, launch_on, target_of, warps_of_128
 
 
 @triton.jit
@@ -113,13 +113,13 @@ def _max_pool_bwd_kernel(
 
 
 def tile(target, dtype, L):
-    """BLOCK_P, BLOCK_L and num_warps: 1024 elements a program (512 in fp64), up to 128 lanes. Not yet measured on a
-    device."""
+    """BLOCK_P, BLOCK_L and num_warps: 1024 elements a program (512 in fp64), up to 128 lanes; 128 threads, so that a
+    thread's 8 of 16 bits are one load. Not yet measured on a device."""
     widest, elements = (
         (128, 8192 // max(dtype.itemsize * 2, 8)) if target.backend != "interpreter" else (8, 64)
     )
     block_l = min(triton.next_power_of_2(L), widest)
-    return {"BLOCK_P": elements // block_l, "BLOCK_L": block_l, "num_warps": 4}
+    return {"BLOCK_P": elements // block_l, "BLOCK_L": block_l, "num_warps": warps_of_128(target)}
 
 
 def _grid(P, L, options):

@@ -7,7 +7,7 @@ import triton.language as tl
 from ..pool import lanes, unlaned, weights
 from .math import narrow, widen
 from .pool import _place
-from .runtime import STORAGE, acc_dtype, launch_on, target_of
+from .runtime import STORAGE, acc_dtype, launch_on, target_of, warps_of_128
 
 
 @triton.jit
@@ -67,13 +67,21 @@ def _resample_kernel(
 
 def tile(target, dtype, L, taps):
     """BLOCK_P, BLOCK_L, num_warps, and whether BLOCK_L counts taps: from 16 of them on where L = 1. 1024 elements a
-    program (512 in fp64), up to 128 lanes or taps. Not yet measured on a device."""
+    program (512 in fp64, and of a few lanes, whose many positions spill on sm_80), up to 128 lanes or taps; 128
+    threads. Not yet measured on a device."""
     widest, elements = (
         (128, 8192 // max(dtype.itemsize * 2, 8)) if target.backend != "interpreter" else (8, 64)
     )
     by_taps = L == 1 and taps >= 16
     block_l = min(triton.next_power_of_2(taps if by_taps else L), widest)
-    return {"TAPS": by_taps, "BLOCK_P": elements // block_l, "BLOCK_L": block_l, "num_warps": 4}
+    if 1 < L < 16 and target.backend != "interpreter":
+        elements = min(elements, 512)
+    return {
+        "TAPS": by_taps,
+        "BLOCK_P": elements // block_l,
+        "BLOCK_L": block_l,
+        "num_warps": warps_of_128(target),
+    }
 
 
 def resample(x, out, mode, shape, divisor, scales, transposed, last):

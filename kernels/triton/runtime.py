@@ -42,6 +42,11 @@ def target_of(x):
     return INTERPRETER if INTERPRET.value else _device_target(x.device.index)
 
 
+def warps_of_128(target):
+    """Warps of 128 threads: AMD's have 64."""
+    return 2 if target.backend == "hip" else 4
+
+
 def launch_on(x):
     """A context in which launches go to x's device."""
     if not INTERPRET.value:
