@@ -12,7 +12,7 @@ import triton.language as tl
 from ..batch_norm import sizes
 from .math import act_grad, act_value, narrow, widen
 from .norm import sum_rows
-from .runtime import STORAGE, acc_dtype, is_fast, launch_on, target_of
+from .runtime import STORAGE, acc_dtype, is_fast, launch_on, target_of, warps_of_128
 
 # Programs that share the sums of all groups: four an SM of the largest chips, and never dependent on the chip, so that
 # the sums are the same everywhere.
@@ -234,14 +234,14 @@ def _batch_norm_bwd_kernel(
 
 
 def tile(target, dtype, N, C, L):
-    """Tile of x's elements, and warps. Not yet measured on a device: 16 elements a thread in 16 bits, else 8, as two
-    sums of 16 in fp32 spill on sm_90."""
-    elements = 64 if target.backend == "interpreter" else 1024 if dtype.itemsize == 8 else 2048
+    """Tile of x's elements, and warps, of 128 threads. Not yet measured on a device: 16 elements a thread in 16 bits,
+    else 8, as the two sums of 16 in fp32 spill."""
+    elements = 64 if target.backend == "interpreter" else 2048 if dtype.itemsize == 2 else 1024
     side = min(triton.next_power_of_2(L if L > 1 else C), elements if L > 1 else min(128, elements))
     return {
         "BLOCK_A": min(triton.next_power_of_2(N), elements // side),
         "BLOCK_B": side,
-        "num_warps": 8 if dtype.itemsize == 4 else 4,
+        "num_warps": warps_of_128(target),
     }
 
 
