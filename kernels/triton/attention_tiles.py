@@ -16,13 +16,18 @@ _INTERPRETED = (32, 16, 4, 1)  # small, so that tiny odd shapes have edges in ev
 
 _FWD_DESC = {64: (128, 128, 8, 3), 128: (128, 128, 8, 2), 256: (128, 64, 8, 2)}
 _FWD_DESC_FULL = {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (128, 32, 8, 2)}
+_FWD_DESC_FULL_TCGEN05 = {**_FWD_DESC_FULL, 256: (64, 32, 8, 2)}
 _FWD_DESC_SMALL = {64: (128, 64, 8, 2), 128: (64, 64, 8, 2)}  # sm_120: 99 KB of shared memory
 _FWD_HALF = {64: (128, 64, 8, 2), 128: (128, 64, 8, 2), 256: (64, 64, 8, 2)}
 _FWD_HALF_FULL = {64: (64, 64, 8, 2), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)}
 # fp32 and fp64, FMA or mma.sync: operands are held at full depth
 _FWD_FP32 = {64: (64, 32, 8, 2), 128: (64, 32, 8, 2), 256: (32, 32, 8, 2)}
+# sm_90 and sm_100, where the tiles of sm_80 spill 2,400 bytes and more, packed sequences' most
+_FWD_FP32_NEWER = {64: (64, 32, 8, 2), 128: (32, 16, 8, 2), 256: (32, 16, 8, 2)}
 _FWD_FP32_FULL = {64: (32, 32, 8, 2), 128: (32, 32, 8, 2), 256: (16, 16, 8, 2)}
 _FWD_FP64 = {64: (32, 32, 8, 2), 128: (32, 16, 8, 2), 256: (16, 16, 8, 1)}
+_FWD_FP64_SMALL = {**_FWD_FP64, 64: (32, 16, 8, 2)}
+_FWD_FP64_HIP = {**_FWD_FP64, 256: (16, 16, 4, 1)}
 
 _DQ_HALF = {64: (128, 64, 8, 2), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)}
 _DQ_HALF_FULL = {64: (64, 32, 8, 2), 128: (64, 32, 8, 2), 256: (32, 32, 8, 2)}
@@ -51,8 +56,14 @@ _FWD_HIP = {64: (64, 64, 4, 2), 128: (64, 32, 4, 2), 256: (32, 32, 4, 2)}
 _DQ_HIP = {64: (32, 32, 4, 2), 128: (32, 32, 4, 2), 256: (16, 32, 4, 2)}
 _DKV_HIP = {64: (32, 32, 4, 2), 128: (16, 32, 4, 2), 256: (16, 32, 4, 2)}
 
+_BWD_FP32_HIP = {64: (16, 32, 8, 2), 128: (16, 16, 8, 2), 256: (16, 16, 4, 1)}
+_BWD_FP64_HIP = {64: (16, 16, 8, 2), 128: (16, 16, 4, 1), 256: (16, 16, 4, 1)}
+
 _DBIAS_HALF = {64: (32, 32, 8, 2), 128: (16, 32, 8, 2), 256: (16, 32, 8, 2)}
 _DBIAS_WIDE = {64: (16, 16, 8, 1), 128: (16, 16, 8, 1), 256: (16, 16, 8, 1)}
+_DBIAS_FP32_NEWER = {64: (16, 16, 8, 1), 128: (64, 16, 8, 2), 256: (64, 16, 8, 2)}  # than sm_80
+# sm_90; at width 128 every tile tried spills, by 36 bytes at least
+_DBIAS_FP64_WGMMA = {**_DBIAS_WIDE, 64: (16, 32, 8, 2)}
 
 
 def _pick(table, width, target):
@@ -72,11 +83,9 @@ def fwd_tile(target, dtype, width, full, descriptors):
     if target.backend == "interpreter":
         tile = _pick({max(width, 64): _INTERPRETED}, width, target)
     elif descriptors:
-        tables = (
-            _FWD_DESC_SMALL,
-            _FWD_DESC_FULL if full or (target.arch == 100 and width == 256) else _FWD_DESC,
-        )
-        tile = _pick(tables[not _is_small(target)], width, target)
+        large = _FWD_DESC_FULL if full or (target.arch == 100 and width == 256) else _FWD_DESC
+        large = _FWD_DESC_FULL_TCGEN05 if full and target.arch == 100 else large
+        tile = _pick(_FWD_DESC_SMALL if _is_small(target) else large, width, target)
     elif dtype.itemsize == 2:
         tile = _pick(
             _FWD_HIP
@@ -88,9 +97,12 @@ def fwd_tile(target, dtype, width, full, descriptors):
             target,
         )
     elif dtype == torch.float32:
-        tile = _pick(_FWD_FP32_FULL if full or _is_small(target) else _FWD_FP32, width, target)
+        light = _FWD_FP32_NEWER if target.arch in (90, 100) else _FWD_FP32
+        tile = _pick(_FWD_FP32_FULL if full or _is_small(target) else light, width, target)
+    elif target.backend == "hip":
+        tile = _pick(_FWD_FP64_HIP, width, target)
     else:
-        tile = _pick(_FWD_FP64, width, target)
+        tile = _pick(_FWD_FP64_SMALL if _is_small(target) else _FWD_FP64, width, target)
     if descriptors:  # two slices at width 256: half of o's 64 KB of staging memory
         tile["SLICES"] = 2 if width == 256 else 1
     return tile
@@ -103,6 +115,8 @@ def dq_tile(target, dtype, width, full):
         second = _DQ_HALF_SMALL if _is_small(target) else _DQ_HALF_FULL
         light = _DQ_HALF_SMALL if _is_small(target) else _DQ_HALF
         return _pick(_DQ_HIP if target.backend == "hip" else second if full else light, width, target)
+    if target.backend == "hip" and width >= 128:
+        return _pick(_BWD_FP32_HIP if dtype == torch.float32 else _BWD_FP64_HIP, width, target)
     return _pick(_DQ_FP32 if dtype == torch.float32 else _DQ_FP64, width, target)
 
 
@@ -120,6 +134,8 @@ def dkv_tile(target, dtype, width, full, even):
         # elsewhere the others spill: 8 bytes on sm_80 at width 64, at 128 52 on sm_120 and 252 on sm_100
         second = _DKV_HALF_FULL if even and target.arch == 90 else _DKV_HALF_FULL_SMALL
         tile = _pick(second if full or _is_small(target) else light, width, target)
+    elif target.backend == "hip":
+        tile = _pick(_BWD_FP32_HIP if dtype == torch.float32 else _BWD_FP64_HIP, width, target)
     else:
         tile = _pick(_DKV_FP32 if dtype == torch.float32 else _DKV_FP64, width, target)
     return tile | {"APART": apart}
@@ -128,7 +144,11 @@ def dkv_tile(target, dtype, width, full, even):
 def dbias_tile(target, dtype, width):
     if target.backend == "interpreter":
         return _pick({max(width, 64): _INTERPRETED}, width, target)
-    return _pick(_DBIAS_HALF if dtype.itemsize == 2 else _DBIAS_WIDE, width, target)
+    if dtype.itemsize == 2:
+        return _pick(_DBIAS_HALF, width, target)
+    if dtype == torch.float32:
+        return _pick(_DBIAS_FP32_NEWER if target.arch >= 90 else _DBIAS_WIDE, width, target)
+    return _pick(_DBIAS_FP64_WGMMA if target.arch == 90 else _DBIAS_WIDE, width, target)
 
 
 def decode_tile(target, dtype, width, rows):
@@ -136,6 +156,10 @@ def decode_tile(target, dtype, width, rows):
     block_m = min(64, max(16, 1 << (rows - 1).bit_length()))
     if target.backend == "interpreter":
         return {"BLOCK_M": min(block_m, 32), "BLOCK_N": 16, "num_warps": 4, "num_stages": 1}
+    if dtype.itemsize > 2 and target.backend == "cuda":
+        tile = {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}
+        # as in _pick; with it wide heads in fp64 spill on sm_100 and sm_120
+        return tile | ({"maxnreg": 255} if dtype == torch.float32 or width <= 64 else {})
     if dtype.itemsize > 2:
         tile = {"BLOCK_M": 16, "BLOCK_N": 32 if width <= 128 else 16, "num_warps": 4, "num_stages": 2}
         return tile | ({"num_stages": 1} if dtype == torch.float64 and width > 128 else {})
