@@ -19,9 +19,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 BACKENDS = ("triton", "cuda", "cpp", "numba")
 WITHOUT_CUDA = ("triton", "cpp", "numba")  # of an op that has no kernels in CUDA C++
 INTERPRETED = 3  # cases of an op that Triton's interpreter goes through by default; the others are slow
-COMPILED = (
-    4  # small cases, and half as many large ones, for which Numba compiles kernels by default: 0.6 s each
-)
+COMPILED = 4  # small cases, and half as many large ones, that Numba compiles kernels for by default
 
 
 def device_of(backend):
