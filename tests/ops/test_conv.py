@@ -291,9 +291,9 @@ def test_auto_takes_what_is_fast():
 
 
 def test_auto_without_cpp_is_torchs(monkeypatch):
-    from kernelzoo.ops import conv
+    from kernelzoo.ops import conv_rule
 
-    monkeypatch.setattr(conv, "automatic", lambda *_: "numba")
+    monkeypatch.setattr(conv_rule, "automatic", lambda *_: "numba")
     with kz.trace() as calls:
         F.conv1d(torch.randn(2, 64, 300), torch.randn(64, 1, 4, requires_grad=True), groups=64)
     assert calls[0].backend == "torch"
