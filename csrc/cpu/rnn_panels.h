@@ -16,7 +16,7 @@ constexpr int64_t PANEL = 4;
 constexpr int64_t gates_of(int mode) { return mode == RNN_LSTM ? 4 : mode == RNN_GRU ? 3 : 1; }
 
 // What a head's last block holds, which may be less than a UNIT: out of line, for a loop over any count, vectors and the
-// rest, at each place that reads or writes a block took half of the compiler's time.
+// rest, at each place that reads or writes a block took a third of the compiler's time.
 template <class S, class T>
 __attribute__((noinline)) void get_some(const S* s, T* t, int64_t n) {
   for (int64_t l = 0; l < UNIT<T>; ++l) t[l] = 0;
