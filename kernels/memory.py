@@ -55,7 +55,7 @@ def workspace(shape, dtype):
         return empty(shape, dtype)
     buffer = getattr(_kept, "buffer", None)
     if buffer is None or buffer.numel() < size:
-        _kept.buffer = None  # freed before the larger one is taken
+        buffer = _kept.buffer = None  # freed before the larger one is taken
         buffer = _kept.buffer = empty((size,), torch.uint8)
     return buffer[:size].view(dtype).view(shape)
 

@@ -74,17 +74,20 @@ struct WinogradFilter {
 struct WinogradKernels {
   // u, of (16, f.columns, f.rows) in an order of the kernels' own: CHANNELS rows from `row`, of CHANNELS columns
   void (*filter)(const WinogradFilter& f, int64_t row, int64_t column, void* u);
-  // A block of x's tiles: v (16, tiles, C)
-  void (*input)(const Winograd& a, int64_t block, const void* x, void* v, void* scratch);
-  // A block of y's channels [from, to), which are u's columns, + bias unless null: from v. True where all are finite.
-  bool (*fwd)(const Winograd& a, int64_t block, const void* v, const void* u, const void* bias, void* y, int64_t from,
-              int64_t to, void* scratch);
-  // A strip of an image's channels (x's, or dy's), a block's tiles: to v, of (16, channels, tiles) in an order of the
-  // kernels' own, from tile `first` on.
-  void (*spread)(const Winograd& a, bool of_x, int64_t block, int64_t channel, const void* image, void* v, int64_t first,
-                 int64_t tiles, void* scratch);
+  // A block of x's tiles, a strip of its channels: to v, of (16, tiles, C)
+  void (*input)(const Winograd& a, int64_t block, int64_t channel, const void* x, void* v, void* scratch);
+  // One element of a block: to m, of (16, tiles, made), from v and u's
+  void (*product)(const Winograd& a, int64_t block, int64_t element, int64_t made, const void* v, const void* u,
+                  void* m);
+  // A block of y's channels [from, to), + bias unless null: from m. True where all are finite.
+  bool (*collect)(const Winograd& a, int64_t block, const void* m, const void* bias, void* y, int64_t from, int64_t to,
+                  void* scratch);
+  // A strip of the channels [from, to) of an image (x, or dy), a block's tiles: to v, of (16, to - from, tiles) in an
+  // order of the kernels' own, from tile `first` on.
+  void (*spread)(const Winograd& a, bool of_x, int64_t block, int64_t channel, int64_t from, int64_t to,
+                 const void* image, void* v, int64_t first, int64_t tiles, void* scratch);
   // du (16, to - from, C) of the output channels [from, to), one element of a strip of C's channels: = or += dᵀ v over
-  // the `used` first of the tiles that d and v, as `spread` left them, have room for
+  // the `used` first of the tiles that d (of these output channels) and v, as `spread` left them, have room for
   void (*gather)(const Winograd& a, int64_t element, int64_t channel, int64_t from, int64_t to, const void* d,
                  const void* v, void* du, int64_t used, int64_t tiles, bool add);
   // dw of output channel o in [from, to), (O, 3, 3, C) or where `first` (O, C, 3, 3). True where all are finite.

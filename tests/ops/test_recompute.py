@@ -1,18 +1,22 @@
 """A batch norm's result that is computed anew in the backward."""
 
+import weakref
+
 import pytest
 import torch
 
 import kernelzoo as kz
 import kernelzoo.functional as F
-from kernelzoo.ops.recompute import recomputed
+from kernelzoo.ops.recompute import can_recompute, recomputed
 
 from ..harness import need
 
 
-def gradients(x, w, b, filters, again, **more):
+def gradients(x, w, b, filters, again, residual=None, **more):
     """Gradients of a norm with relu and a convolution behind it."""
-    leaves = [t.detach().requires_grad_() for t in (x, w, b, filters)]
+    given = (x, w, b, filters, *(() if residual is None else (residual,)))
+    leaves = [t.detach().requires_grad_() for t in given]
+    more["residual"] = None if residual is None else leaves[4]
     y = F.batch_norm(leaves[0], None, None, *leaves[1:3], training=True, act="relu", **more)
     with recomputed(y) if again else torch.enable_grad():
         z = torch.nn.functional.conv2d(y, leaves[3])
@@ -38,27 +42,35 @@ def problem():
     "layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "channels-last"]
 )
 @pytest.mark.parametrize("backend", ["cpp", "numba"])
-def test_gradients_are_the_same(problem, backend, layout):
+@pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
+def test_gradients_are_the_same(problem, backend, layout, residual):
     need(backend)
     given = problem(layout)
+    more = {"residual": torch.randn_like(given[0])} if residual else {}
     with kz.backend(backend):
-        kept = gradients(*given, again=False)
-        anew = gradients(*given, again=True)
+        kept = gradients(*given, again=False, **more)
+        anew = gradients(*given, again=True, keep_residual=residual, **more)
     for a, b in zip(kept, anew, strict=True):
         torch.testing.assert_close(
             a, b, rtol=1e-6, atol=1e-6
         )  # some eps: y computed anew may be rounded otherwise
 
 
-def test_result_is_not_kept(problem, monkeypatch):
+@pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
+def test_result_is_not_kept(problem, residual):
     need("cpp")
-    from kernelzoo.ops import recompute
-
-    made = []
-    monkeypatch.setattr(recompute, "_again", lambda node, f=recompute._again: made.append(node) or f(node))
+    x, w, b, filters = problem(torch.contiguous_format)
+    x.requires_grad_()
+    more = {"residual": torch.randn_like(x), "keep_residual": True} if residual else {}
     with kz.backend("cpp"):
-        gradients(*problem(torch.contiguous_format), again=True)
-    assert len(made) == 1
+        y = F.batch_norm(x, None, None, w, b, training=True, act="relu", **more)
+    assert can_recompute(y)
+    with recomputed(y):
+        z = torch.nn.functional.conv2d(y, filters)
+    gone = weakref.ref(y)
+    del y
+    assert gone() is None
+    z.sum().backward()
 
 
 @pytest.mark.parametrize("why", ["torch's call", "residual"])

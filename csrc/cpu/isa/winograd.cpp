@@ -266,44 +266,47 @@ void each_tile(const Winograd& a, bool of_x, const WinogradBlock& b, int64_t lin
 }
 
 template <class T>
-void input(const Winograd& a, int64_t block, const void* x, void* to, void* scratch) {
+void input(const Winograd& a, int64_t block, int64_t channel, const void* x, void* to, void* scratch) {
   const WinogradBlock b(a, block);
   const int64_t C = a.in.C, plane = a.plane(a.tiles(), C);
-  T* const v = static_cast<T*>(to);
-  for (int64_t c0 = 0; c0 < C; c0 += STRIP)
-    for (int64_t line = 0; line < b.lines; ++line)
-      each_tile(a, true, b, line, c0, strip(C, c0), static_cast<const T*>(x), static_cast<T*>(scratch),
-                [&](int64_t tile, int64_t c, const T* s, int64_t pixel, int64_t pitch) {
-                  spread_x(s, pixel, pitch, v + tile * C + c0 + c, plane);
-                });
+  T* const v = static_cast<T*>(to) + channel;
+  for (int64_t line = 0; line < b.lines; ++line)
+    each_tile(a, true, b, line, channel, strip(C, channel), static_cast<const T*>(x), static_cast<T*>(scratch),
+              [&](int64_t tile, int64_t c, const T* s, int64_t pixel, int64_t pitch) {
+                spread_x(s, pixel, pitch, v + tile * C + c, plane);
+              });
 }
 
 template <class T>
-bool fwd(const Winograd& a, int64_t block, const void* v, const void* u, const void* bias, void* y, int64_t from,
-         int64_t to, void* scratch) {
-  const WinogradBlock b(a, block);
-  const int64_t C = a.in.C, O = a.out.C, made = to - from, v_plane = a.plane(a.tiles(), C),
-                m_plane = a.plane(a.tiles(), made);
-  T* const staged = static_cast<T*>(scratch);
-  T* const m = staged + a.staged();
-  const int64_t tiles = b.tiles();
-  for (int64_t e = 0; e < ELEMENTS; ++e)
-    for (int64_t o = 0; o < made; o += PANEL<T>) {
-      const int64_t width = panel<T>(made, o);
-      const T* right = static_cast<const T*>(u) + (e * made + o) * C;
-      for (int64_t t = 0; t < tiles; t += TILE_ROWS) {
-        const int64_t rows = tiles - t < TILE_ROWS ? tiles - t : TILE_ROWS;
-        MICRO<Plain<T>>[rows - 1][width / WIDTH<T> - 1](C, static_cast<const T*>(v) + e * v_plane + t * C, C, 1,
-                                                         right, width, m + e * m_plane + t * made + o, made, false);
-      }
+void product(const Winograd& a, int64_t block, int64_t element, int64_t made, const void* v, const void* u, void* m) {
+  const int64_t C = a.in.C, tiles = WinogradBlock(a, block).tiles();
+  const T* const left = static_cast<const T*>(v) + element * a.plane(a.tiles(), C);
+  T* const to = static_cast<T*>(m) + element * a.plane(a.tiles(), made);
+  for (int64_t o = 0; o < made; o += PANEL<T>) {
+    const int64_t width = panel<T>(made, o);
+    const T* right = static_cast<const T*>(u) + (element * made + o) * C;
+    for (int64_t t = 0; t < tiles; t += TILE_ROWS) {
+      const int64_t rows = tiles - t < TILE_ROWS ? tiles - t : TILE_ROWS;
+      MICRO<Plain<T>>[rows - 1][width / WIDTH<T> - 1](C, left + t * C, C, 1, right, width, to + t * made + o, made,
+                                                       false);
     }
+  }
+}
+
+template <class T>
+bool collect(const Winograd& a, int64_t block, const void* from_m, const void* bias, void* y, int64_t from, int64_t to,
+             void* scratch) {
+  const WinogradBlock b(a, block);
+  const int64_t O = a.out.C, made = to - from, m_plane = a.plane(a.tiles(), made);
+  const T* const m = static_cast<const T*>(from_m);
+  T* const staged = static_cast<T*>(scratch);
   Finite<T> finite;
   const int64_t H = a.out.H, W = a.out.W, wide = W - 2 * b.column < 2 * b.columns ? W - 2 * b.column : 2 * b.columns;
   for (int64_t line = 0; line < b.lines; ++line) {
     const int64_t sample = (b.line + line) / a.down, row = 2 * ((b.line + line) % a.down);
     const int64_t rows = H - row < 2 ? H - row : 2;
     for (int64_t o = from; o < to; o += STRIP) {
-      const int64_t n = strip(O, o);
+      const int64_t n = strip(to, o);
       // a row of pixels: of y itself, or of what is turned into it
       T* const out = static_cast<T*>(y) + (a.first ? ((sample * O + o) * H + row) * W + 2 * b.column
                                                    : ((sample * H + row) * W + 2 * b.column) * O + o);
@@ -330,16 +333,16 @@ bool fwd(const Winograd& a, int64_t block, const void* v, const void* u, const v
 }
 
 template <class T>
-void spread(const Winograd& a, bool of_x, int64_t block, int64_t channel, const void* image, void* v, int64_t first,
-            int64_t tiles, void* scratch) {
+void spread(const Winograd& a, bool of_x, int64_t block, int64_t channel, int64_t from, int64_t to, const void* image,
+            void* v, int64_t first, int64_t tiles, void* scratch) {
   const WinogradBlock b(a, block);
-  const int64_t channels = of_x ? a.in.C : a.out.C, n = strip(channels, channel), plane = a.plane(tiles, channels),
-                most = of_x ? PANEL<T> : CHANNELS;
+  const int64_t channels = to - from, plane = a.plane(tiles, channels), most = of_x ? PANEL<T> : CHANNELS;
   for (int64_t line = 0; line < b.lines; ++line)
-    each_tile(a, of_x, b, line, channel, n, static_cast<const T*>(image), static_cast<T*>(scratch),
+    each_tile(a, of_x, b, line, channel, strip(to, channel), static_cast<const T*>(image), static_cast<T*>(scratch),
               [&](int64_t tile, int64_t c, const T* s, int64_t pixel, int64_t pitch) {
-                const int64_t o = (channel + c) / most * most, width = channels - o < most ? channels - o : most;
-                T* const to = static_cast<T*>(v) + o * tiles + (first + tile) * width + channel + c - o;
+                const int64_t here = channel - from + c, o = here / most * most,
+                              width = channels - o < most ? channels - o : most;
+                T* const to = static_cast<T*>(v) + o * tiles + (first + tile) * width + here - o;
                 if (of_x) spread_x(s, pixel, pitch, to, plane);
                 else spread_dy(s, pixel, pitch, to, plane);
               });
@@ -348,15 +351,16 @@ void spread(const Winograd& a, bool of_x, int64_t block, int64_t channel, const 
 template <class T>
 void gather(const Winograd& a, int64_t element, int64_t channel, int64_t from, int64_t to, const void* d, const void* v,
             void* du, int64_t used, int64_t tiles, bool add) {
-  const int64_t C = a.in.C, O = a.out.C, end = channel + strip(C, channel);
+  const int64_t C = a.in.C, made = to - from, end = channel + strip(C, channel);
+  const T* const left = static_cast<const T*>(d) + element * a.plane(tiles, made);
+  T* const sums = static_cast<T*>(du) + element * made * C;
   for (int64_t c = channel; c < end; c += PANEL<T>) {
     const int64_t width = panel<T>(C, c);
     const T* right = static_cast<const T*>(v) + element * a.plane(tiles, C) + c * tiles;
-    for (int64_t o = from; o < to; ++o) {
+    for (int64_t o = 0; o < made; ++o) {
       const int64_t r = o % CHANNELS, rows = CHANNELS - r < TILE_ROWS ? CHANNELS - r : TILE_ROWS;
-      MICRO<Plain<T>>[rows - 1][width / WIDTH<T> - 1](
-          used, static_cast<const T*>(d) + element * a.plane(tiles, O) + (o - r) * tiles + r, 1, CHANNELS, right, width,
-          static_cast<T*>(du) + (element * (to - from) + o - from) * C + c, C, add);
+      MICRO<Plain<T>>[rows - 1][width / WIDTH<T> - 1](used, left + (o - r) * tiles + r, 1, CHANNELS, right, width,
+                                                       sums + o * C + c, C, add);
       o += rows - 1;
     }
   }
@@ -382,7 +386,7 @@ bool finish(const Winograd& a, int64_t o, int64_t from, int64_t to, const void* 
 
 template <class T>
 constexpr WinogradKernels table() {
-  return {filter<T>, input<T>, fwd<T>, spread<T>, gather<T>, finish<T>};
+  return {filter<T>, input<T>, product<T>, collect<T>, spread<T>, gather<T>, finish<T>};
 }
 
 const WinogradKernels TABLES[DTYPES] = {table<double>(), table<float>(), {}, {}};

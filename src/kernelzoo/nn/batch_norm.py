@@ -42,24 +42,25 @@ def _statistics(module):
 
 
 class _BatchNorm(_Fused):
-    def forward(self, input, residual=None):
+    def forward(self, input, residual=None, keep_residual=False):
         self._check_input_dim(input)
         mean, var, own, share = _statistics(self)
         return batch_norm(
-            input, mean, var, self.weight, self.bias, own, share, self.eps, act=self.act, residual=residual
-        )
+            input, mean, var, self.weight, self.bias, own, share, self.eps, act=self.act, residual=residual,
+            keep_residual=keep_residual,
+        )  # fmt: skip
 
 
 class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
-    """torch.nn.BatchNorm1d, with f(bn(x) + residual) in one: `act` and forward's `residual`."""
+    """torch.nn.BatchNorm1d, with f(bn(x) + residual) in one: `act`, and forward's `residual` and `keep_residual`."""
 
 
 class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
-    """torch.nn.BatchNorm2d, with f(bn(x) + residual) in one: `act` and forward's `residual`."""
+    """torch.nn.BatchNorm2d, with f(bn(x) + residual) in one: `act`, and forward's `residual` and `keep_residual`."""
 
 
 class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
-    """torch.nn.BatchNorm3d, with f(bn(x) + residual) in one: `act` and forward's `residual`."""
+    """torch.nn.BatchNorm3d, with f(bn(x) + residual) in one: `act`, and forward's `residual` and `keep_residual`."""
 
 
 class _Synchronised(_Fused):
@@ -78,10 +79,10 @@ class _Synchronised(_Fused):
         torch.nn.SyncBatchNorm._check_input_dim(self, input)
         torch.nn.SyncBatchNorm._check_non_zero_input_channels(self, input)
 
-    def forward(self, input, residual=None):
+    def forward(self, input, residual=None, keep_residual=False):
         self._check_input_dim(input)
         mean, var, own, share = _statistics(self)
-        extras = {"act": self.act, "residual": residual}
+        extras = {"act": self.act, "residual": residual, "keep_residual": keep_residual}
         if own and self.training and dist.is_available() and dist.is_initialized():
             group = self.process_group or dist.group.WORLD
             if dist.get_world_size(group) > 1:
@@ -92,8 +93,9 @@ class _Synchronised(_Fused):
 
 
 class SyncBatchNorm(_Synchronised, torch.nn.SyncBatchNorm):
-    """torch.nn.SyncBatchNorm, with f(bn(x) + residual) in one: `act` and forward's `residual`. It serves a CPU too
-    (gloo), where DistributedDataParallel refuses torch's class and its subclasses: see `convert_sync_batchnorm`."""
+    """torch.nn.SyncBatchNorm, with f(bn(x) + residual) in one: `act`, and forward's `residual` and
+    `keep_residual`. It serves a CPU too (gloo), where DistributedDataParallel refuses torch's class and its subclasses:
+    see `convert_sync_batchnorm`."""
 
     @classmethod
     def convert_sync_batchnorm(cls, module, process_group=None):

@@ -22,7 +22,7 @@ class FoldedNorm(torch.nn.Module):
         super().__init__()
         self.act, self.dims = act, dims
 
-    def forward(self, input, residual=None):
+    def forward(self, input, residual=None, keep_residual=False):
         if self.dims not in (None, input.dim()):
             raise ArgumentError(
                 f"fold_batchnorm: a batch norm behind a linear layer is folded for inputs of shape (N, C), got "

@@ -137,19 +137,32 @@ class BatchNormFunction(KernelFunction):
 
     Without a residual nothing is saved for the activation: z is computed anew from x, which the backward reads in any
     case, where y would be one more tensor to read twice, and to keep where the next layer does not keep its input.
-    With one, y is what the next layer keeps; the residual may be kept by nobody else.
+    With one, y is what the next layer keeps; the residual may be kept by nobody else, unless the caller says so.
     """
 
     module = "batch_norm"
     mixed = True  # what `served` lets through
 
     @staticmethod
-    def label(x, weight, bias, residual, running_mean, running_var, training, momentum, instances, eps, act):
+    def label(
+        x, weight, bias, residual, running_mean, running_var, training, momentum, instances, eps, act, keeps
+    ):
         return "instance_norm" if instances else "batch_norm"
 
     @staticmethod
     def formula(
-        x, weight, bias, residual, running_mean, running_var, training, momentum, instances, eps, act
+        x,
+        weight,
+        bias,
+        residual,
+        running_mean,
+        running_var,
+        training,
+        momentum,
+        instances,
+        eps,
+        act,
+        keeps=False,
     ):
         normalise = T.instance_norm if instances else T.batch_norm
         y = normalise(x, running_mean, running_var, weight, bias, training, momentum, eps)
@@ -158,7 +171,9 @@ class BatchNormFunction(KernelFunction):
         return act.formula(y)
 
     @staticmethod
-    def rule(x, weight, bias, residual, running_mean, running_var, training, momentum, instances, eps, act):
+    def rule(
+        x, weight, bias, residual, running_mean, running_var, training, momentum, instances, eps, act, keeps
+    ):
         alone = residual is None and act.name == "none"
         if x.device.type != "cpu":
             if alone:
@@ -171,7 +186,8 @@ class BatchNormFunction(KernelFunction):
 
     @staticmethod
     def forward(
-        ctx, x, weight, bias, residual, running_mean, running_var, training, momentum, instances, eps, act, backend
+        ctx, x, weight, bias, residual, running_mean, running_var, training, momentum, instances, eps, act, keeps,
+        backend,
     ):  # fmt: skip
         mean = var = None
         if not training:
@@ -187,7 +203,7 @@ class BatchNormFunction(KernelFunction):
             if training:
                 ctx.mark_non_differentiable(mean, var)
             saved, ctx.residual = None, residual is not None
-            ctx.from_output = residual is not None and act.saves_output(x.dtype)
+            ctx.from_output = residual is not None and not keeps and act.saves_output(x.dtype)
             if residual is not None and act.name != "none":
                 saved = y if ctx.from_output else residual
             ctx.save_for_backward(x, weight, bias, saved, mean, var)
@@ -274,7 +290,7 @@ def update_both(running_mean, running_var, mean, var, momentum, count):
 
 def batch_norm(
     input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-05, *,
-    act=None, residual=None,
+    act=None, residual=None, keep_residual=False,
 ):  # fmt: skip
     """y = f((x - mean) / sqrt(var + eps) · w + b + residual) over each channel: torch.nn.functional.batch_norm, with
     the sum and the activation f of a residual block fused behind it.
@@ -289,6 +305,8 @@ def batch_norm(
         eps: added to the variance.
         act: None, an activation's name, or (name, parameter, ...), as in `linear`.
         residual: None, or a tensor of x's shape and dtype that is added before the activation.
+        keep_residual: whether the backward has the residual kept, which another layer keeps in any case, in place of
+            y, which none need then keep (`kernelzoo.ops.recompute`).
 
     Returns:
         y, of x's shape, dtype and memory format.
@@ -317,6 +335,7 @@ def batch_norm(
         eps,
         act,
         residual,
+        keep_residual,
     )
 
 
@@ -349,7 +368,8 @@ def _left_to_torch(x, act, residual, training):
 
 
 def _normalise(
-    name, torchs, x, running_mean, running_var, weight, bias, training, momentum, eps, act, residual
+    name, torchs, x, running_mean, running_var, weight, bias, training, momentum, eps, act, residual,
+    keep_residual=False,
 ):  # fmt: skip
     arguments = (x, running_mean, running_var, weight, bias, training, momentum, eps)
     act = parse(name, act)
@@ -370,7 +390,20 @@ def _normalise(
             explain(name, *arguments, residual)
             raise
     instances = name == "instance_norm"
-    given = (x, weight, bias, residual, running_mean, running_var, training, momentum, instances, eps, act)
+    given = (
+        x,
+        weight,
+        bias,
+        residual,
+        running_mean,
+        running_var,
+        training,
+        momentum,
+        instances,
+        eps,
+        act,
+        keep_residual,
+    )
     if not fits(name, *arguments, residual):
         explain(name, *arguments, residual)
         return BatchNormFunction.formula(*given)

@@ -78,7 +78,7 @@ class _SyncBatchNorm(torch.autograd.Function):
     It differentiates once only, as torch's."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, residual, eps, act, group, backend):
+    def forward(ctx, x, weight, bias, residual, eps, act, keeps, group, backend):
         count, acc = x.numel() // max(1, x.size(1)), local.acc_of(x.dtype)
         mean, var = _ByTorch.stats(x) if backend == "torch" else local.batch_norm_stats(x, False, backend)
         total, mean, var = _joined(count, mean, var, group)
@@ -91,7 +91,7 @@ class _SyncBatchNorm(torch.autograd.Function):
             )
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(mean, var, total)
-        ctx.from_output = residual is not None and act.saves_output(x.dtype)
+        ctx.from_output = residual is not None and not keeps and act.saves_output(x.dtype)
         saved = None
         if residual is not None and act.name != "none":
             saved = y if ctx.from_output else residual
@@ -120,32 +120,48 @@ class _SyncBatchNorm(torch.autograd.Function):
             g_mean, gx_mean = (sums / total).to(mean.dtype).chunk(2)
         if backend == "torch":
             dx = _ByTorch.backward(g, normal, weight, var, g_mean, gx_mean, eps) if need_dx else None
-            return dx, dw, db, g if need_dr else None, None, None, None, None
+            return dx, dw, db, g if need_dr else None, *[None] * 5
         same = act.name == "none"
         if need_dx or (need_dr and not same):
             dx, dr, _, _ = local.batch_norm_bwd(
                 *common, *((g_mean, gx_mean) if need_dx else (None, None)), 1.0, need_dx, False, ctx.from_output, eps,
                 *act.flat(), need_dx, need_dr and not same, False, False, backend,
             )  # fmt: skip
-        return dx, dw, db, dy if same and need_dr else dr, None, None, None, None
+        return dx, dw, db, dy if same and need_dr else dr, *[None] * 5
 
 
 def sync_batch_norm(
-    input, running_mean, running_var, weight, bias, momentum, eps, group, *, act=None, residual=None
-):
+    input, running_mean, running_var, weight, bias, momentum, eps, group, *, act=None, residual=None,
+    keep_residual=False,
+):  # fmt: skip
     """`batch_norm` in training, with the mean and the variance of the batches of all processes of `group`, on any
     device that its backend serves; running statistics are updated in place with the group's."""
     name = "sync_batch_norm"
     act = parse(name, act)
     explain(name, input, running_mean, running_var, weight, bias, True, momentum, eps, residual)
     backend, reason = "torch", "its kernels take no such dtypes"
-    args = (input, weight, bias, residual, running_mean, running_var, True, momentum, False, eps, act)
+    args = (
+        input,
+        weight,
+        bias,
+        residual,
+        running_mean,
+        running_var,
+        True,
+        momentum,
+        False,
+        eps,
+        act,
+        keep_residual,
+    )
     if local.served(input, running_mean, running_var, weight, bias, residual):
         tensors = [t for t in args if isinstance(t, torch.Tensor)]
         backend, reason = choose(local.BatchNormFunction, tensors, args)
     if state.calls is not None:
         state.calls.append(Call(name, backend, reason, (tuple(input.shape),), input.dtype))
-    y, mean, var, total = _SyncBatchNorm.apply(input, weight, bias, residual, float(eps), act, group, backend)
+    y, mean, var, total = _SyncBatchNorm.apply(
+        input, weight, bias, residual, float(eps), act, keep_residual, group, backend
+    )
     if running_mean is not None:
         with torch.no_grad():
             local.update(running_mean, mean, momentum)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import nn as kz_nn
-from ..ops.recompute import recomputed
+from ..ops.recompute import can_recompute, recomputed
 from .base import ArgumentError, check_one_of
 from .vision import ConvNorm, ImageModel, SqueezeExcite, he_fan_out, initialise, variants
 
@@ -42,11 +42,14 @@ class Basic(kz_nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.bn1(self.conv1(x))
+        keeps = keeps_shortcut(self, x)
+        with recomputed(x):
+            shortcut = x if self.downsample is None else self.downsample(x)
+            x = self.conv1(x)
+        x = self.bn1(x)
         with recomputed(x):
             x = self.conv2(x)
-        return self.bn2(x, residual=shortcut)
+        return self.bn2(x, residual=shortcut, keep_residual=keeps)
 
 
 class Bottleneck(kz_nn.Module):
@@ -82,16 +85,25 @@ class Bottleneck(kz_nn.Module):
         self._relu = nn.functional.relu
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.bn1(self.conv1(x))
+        keeps = keeps_shortcut(self, x)
+        with recomputed(x):
+            shortcut = x if self.downsample is None else self.downsample(x)
+            x = self.conv1(x)
+        x = self.bn1(x)
         with recomputed(x):
             x = self.conv2(x)
         x = self.bn2(x)
         with recomputed(x):
             x = self.conv3(x)
         if self.se is None:
-            return self.bn3(x, residual=shortcut)
+            return self.bn3(x, residual=shortcut, keep_residual=keeps)
         return self._relu(self.se(self.bn3(x)) + shortcut)
+
+
+def keeps_shortcut(block: Basic | Bottleneck, x: Tensor) -> bool:
+    """Whether the block's last norm keeps x, which the first convolution keeps too, and not its own result, so that the
+    next block can compute that anew: every second result."""
+    return block.downsample is None and not can_recompute(x)
 
 
 def make_shortcut(inputs: int, outputs: int, stride: int, nn: Any) -> ConvNorm | None:

@@ -72,7 +72,9 @@ class BatchNorm2d(_Epilogue, torch.nn.BatchNorm2d):
         super().__init__(*args, **options)
         self._take(act)
 
-    def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, input: torch.Tensor, residual: torch.Tensor | None = None, keep_residual: bool = False
+    ) -> torch.Tensor:
         return self._finish(super().forward(input), residual)
 
 
