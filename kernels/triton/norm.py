@@ -246,7 +246,10 @@ def tile(target, dtype, N, backward):
     if not one_pass:
         block_n = widest // 4
     block_m = max(1, shared // block_n) if one_pass else 1
-    num_warps = min(max(block_m * block_n // (256 if dtype.itemsize == 8 else 512), 4), 16)
+    a_warp = (
+        256 if dtype.itemsize == 8 or (backward and dtype.itemsize == 4) else 512
+    )  # 512: 8 bytes spill on sm_80
+    num_warps = min(max(block_m * block_n // a_warp, 4), 16)
     return one_pass, {"BLOCK_M": block_m, "BLOCK_N": block_n, "num_warps": num_warps}
 
 

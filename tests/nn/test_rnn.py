@@ -380,8 +380,10 @@ def test_autocast(name, packed):
     with torch.autocast("cpu", torch.bfloat16):
         try:
             want = flat(theirs(x))
-        except RuntimeError as error:  # oneDNN's bf16 LSTM, which AVX2 is not enough for
-            pytest.skip(f"torch's own layer cannot: {error}")
+        except RuntimeError as error:
+            if "primitive descriptor for the LSTM" not in str(error):
+                raise
+            pytest.skip("oneDNN has no LSTM in bf16 for this CPU")
     for backend in ("auto", KERNEL):
         with kz.backend(backend), torch.autocast("cpu", torch.bfloat16):
             got = flat(ours(x))

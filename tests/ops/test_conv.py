@@ -210,6 +210,27 @@ def test_unbatched(function):
     torch.testing.assert_close(y, T.relu(getattr(T, function)(x, w)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_unbatched_in_groups_with_the_channels_innermost(dtype):
+    """torch's own call has another gradient to w than that of the same numbers in another order."""
+    x, w = torch.randn(1, 6, 5, 7).to(dtype), torch.randn(15, 2, 2, 3).to(dtype)
+    last = torch.channels_last
+    given = [
+        t.requires_grad_() for t in (x.contiguous(memory_format=last)[0], w.contiguous(memory_format=last))
+    ]
+    y = F.conv2d(*given, groups=3)
+    dy = torch.randn_like(y)
+    exact = [t.detach().double().contiguous().requires_grad_() for t in given]
+    z = T.conv2d(*exact, groups=3)
+    for ours, theirs in zip(
+        (y, *torch.autograd.grad(y, given, dy)),
+        (z, *torch.autograd.grad(z, exact, dy.double().contiguous())),
+        strict=True,
+    ):
+        tolerance = 1e-12 if dtype is torch.float64 else 0.1
+        torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=tolerance)
+
+
 def test_empty_batch():
     x, w = torch.randn(0, 3, 5, 5, requires_grad=True), torch.randn(4, 3, 3, 3, requires_grad=True)
     with kz.backend(here()):

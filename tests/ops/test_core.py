@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+import weakref
 
 import pytest
 import torch
@@ -62,6 +64,23 @@ def test_auto_falls_back_to_the_formula():
     assert "few elements" in reasons[2]
     assert calls[4].backend == ("cpp" if kz.backends()["cpp"].available else "numba")
     assert calls[4].shapes == (LARGE,)
+
+
+def test_a_workspace_is_gone_before_it_grows(monkeypatch):
+    from kernelzoo.kernels import memory
+
+    monkeypatch.setattr(memory, "_kept", threading.local())
+    memory.workspace((8,), torch.uint8)
+    small = weakref.ref(memory._kept.buffer)
+    gone = []
+
+    def empty(shape, dtype):
+        gone.append(small() is None)
+        return torch.empty(shape, dtype=dtype)
+
+    monkeypatch.setattr(memory, "empty", empty)
+    assert memory.workspace((16,), torch.uint8).numel() == 16
+    assert gone == [True]
 
 
 def test_unknown_backend():

@@ -430,6 +430,10 @@ def _conv_transpose(rank, x, weight, bias, options, act, residual):
 def _call(name, x, weight, bias, residual, g, act):
     unbatched = x.dim() == weight.dim() - 1
     if unbatched:
+        if (
+            g.groups > 1
+        ):  # torch's gradient to W is wrong where it and an unbatched x have the channels innermost
+            x = x.contiguous()
         x = x.unsqueeze(0)
     if residual is not None:
         channels = weight.size(1) * g.groups if g.transposed else weight.size(0)
