@@ -85,8 +85,11 @@ def _through_onednn(a, b):
 
 
 # Without AVX-512 oneDNN reads a weight by its columns at half the speed where its rows are thousands of elements apart:
-# 2048x768 @ 768x3072 takes 180 ms, with the copy of 3 ms 86 (MKL 88); 2048x384 @ 384x1536 takes 23.7 and 20.4.
-COPIED_ROWS = 1024
+# 2048x768 @ 768x3072 takes 180 ms, with the copy of 3 ms 86 (MKL 88); 2048x384 @ 384x1536 takes 23.7 and 20.4. With
+# fewer rows MKL is the faster where the sum is TALL times as long as a row of the weight: oneDNN's time over MKL's, for
+# 900, 512 and 128 rows, is 1.24, 1.19, 0.98 of 8192 -> 384, and 1.32, 1.06, 0.92 of 32000 -> 512; the other way round,
+# of 512 -> 8192, it is 0.64, 0.67, 0.55.
+COPIED_ROWS, TALL = 1024, 2
 
 
 @functools.cache
@@ -101,9 +104,11 @@ def matmul(a, b):
         return torch.mm(a.float(), b.float()).half()
     if _through_onednn(a, b):
         w = b.t()
-        if not w.is_contiguous() and a.shape[0] >= COPIED_ROWS and _columns_are_slow():
-            w = w.contiguous()
-        return torch.ops.mkldnn._linear_pointwise(a, w, None, "none", [], "")
+        slow = not w.is_contiguous() and _columns_are_slow()
+        if slow and a.shape[0] >= COPIED_ROWS:
+            w, slow = w.contiguous(), False
+        if not slow or b.shape[0] < TALL * b.shape[1]:
+            return torch.ops.mkldnn._linear_pointwise(a, w, None, "none", [], "")
     return torch.mm(a, b, out=empty((a.shape[0], b.shape[1]), a.dtype))
 
 
