@@ -7,7 +7,9 @@ PY ?= python3
 JOBS ?= 2
 RUN := .venv/bin/python
 READY := .venv/.ready
-PIP := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(RUN) -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
+# pip compiles all on one core, packages' tests and transformers' hundreds of models as well, which few import
+BYTECODE := $(RUN) -m compileall -qq -j $(JOBS) -x '/tests?/|transformers/models/' .venv/lib .venv/peers || true
 NATIVE := pyproject.toml constraints.txt setup.py $(shell find csrc -type f)
 CPU_KERNELS := $(RUN) -c "import kernelzoo as kz; print('cpp' if kz.backends()['cpp'].available else 'numba')"
 BENCH := $(if $(OPS),--ops=$(OPS)) $(if $(OUT),--out=$(OUT))
@@ -19,6 +21,7 @@ $(READY): $(NATIVE)
 	$(PYTHON) -m venv .venv
 	$(PIP) -e '.[train,bench,hf,dev]'
 	$(PIP) --no-deps --target .venv/peers torchvision timm
+	$(BYTECODE)
 	touch $@
 
 demo: $(READY)

@@ -34,7 +34,6 @@ JOBS = max(1, int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1))
 
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xfatbin", "-compress-all"]
-CPU_ISAS = ("plain", "avx2", "avx512")  # a file in csrc/cpu/isa is compiled once for each
 # sm_90a: plain sm_90 has no wgmma. The newest also ships PTX, for chips that come after it.
 CUDA_ARCHS = {
     "sm_80": "-gencode=arch=compute_80,code=sm_80",
@@ -135,6 +134,15 @@ def openmp(cxx: str) -> list[str]:
     return ["-fopenmp"]
 
 
+def isas(cxx: str) -> dict[str, list[str]]:
+    """The instruction sets that a file in csrc/cpu/isa is compiled for, once each, and the flags of each."""
+    macros = run([cxx, "-dM", "-E", "-x", "c++", os.devnull])
+    if "__x86_64__" not in macros or "__clang__" in macros:  # as in isa.h
+        return {"plain": []}
+    # beside the others plain code serves processors of before AVX2: -O1 takes the compiler half as long
+    return {"plain": ["-O1"], "avx2": [], "avx512": []}
+
+
 SHARED = ["-shared"] + (["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else [])
 
 
@@ -143,12 +151,12 @@ def build_cpu(target: Path) -> str:
     if not sources:
         raise NotBuilt("csrc/cpu holds no source")
     cxx, includes = find_cxx(), python_includes()
-    omp = openmp(cxx)
+    omp, sets = openmp(cxx), isas(cxx)
     flags = [*CXX_FLAGS, *omp, *includes]
     jobs = [(cxx, flags, source) for source in sources] + [
-        (cxx, [*flags, f"-DKERNELZOO_ISA={isa}", f"-DKERNELZOO_ISA_{isa}"], source)
+        (cxx, [*flags, *more, f"-DKERNELZOO_ISA={isa}", f"-DKERNELZOO_ISA_{isa}"], source)
         for source in sorted((ROOT / "csrc" / "cpu" / "isa").glob("*.cpp"))
-        for isa in CPU_ISAS
+        for isa, more in sets.items()
     ]
     with ThreadPoolExecutor(JOBS) as pool:
         objects = list(pool.map(lambda job: compile_object(*job), jobs))

@@ -40,7 +40,8 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministi
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
     _hasten_interpreter()
-torch.set_num_threads(min(2, torch.get_num_threads()))
+THREADS = min(2, torch.get_num_threads())  # of tests/ops, which proves the kernels' division of their work
+torch.set_num_threads(1)  # elsewhere two would wait for the core that the suite's other process holds
 
 
 @pytest.fixture(autouse=True)

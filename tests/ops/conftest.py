@@ -5,6 +5,7 @@ from collections import defaultdict
 import pytest
 import torch
 
+from ..conftest import THREADS
 from ..harness import DTYPES, GPU, LAYOUTS, need
 
 ANEW = ("numba",) if GPU else ("numba", "triton")
@@ -34,6 +35,13 @@ def pytest_collection_modifyitems(items):
             or (item.originalname in FEW and number % 3)
         ):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(params=["avx512", "avx2", "plain"])
