@@ -22,7 +22,7 @@ BENCH := $(if $(OPS),--ops=$(OPS)) $(if $(OUT),--out=$(OUT))
 
 $(READY): $(NATIVE)
 	$(PYTHON) -m venv .venv
-	$(PIP) setuptools pybind11
+	$(PIP) 'setuptools>=77' 'pybind11>=2.12'
 	$(RUN) setup.py build_ext --inplace & $(RUN) -c "$(EXTRAS)" | $(PIP) -r /dev/stdin && wait $$!
 	$(PIP) --no-deps --no-build-isolation -e .
 	$(PIP) --no-deps --target .venv/peers torchvision timm
