@@ -27,10 +27,10 @@ struct Forward {
   static constexpr int64_t KEPT = 4 << 20, CHUNK = 5 << 19;  // bytes
   static constexpr int64_t FEW = 32, MOST = 256;             // channels
   bool few;
-  int64_t made, parts;      // channels of a part
-  int64_t chunk;            // blocks
+  int64_t made, parts;       // channels of a part
+  int64_t chunk;             // blocks
   int64_t v_block, m_block;  // T
-  void *u, *v, *m, *own;    // v and m are a chunk's where tiles are few, else a thread's block's
+  void *u, *v, *m, *own;     // v and m are a chunk's where tiles are few, else a thread's block's
   int64_t each, bytes;
 
   Forward(const Winograd& a, int64_t item, void* scratch, int threads) {
