@@ -116,7 +116,9 @@ def test_resources_of_the_module(module):
     check_resources(module, ARCHS)
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(
+    "arch", [pytest.param(a, marks=() if a == "sm_90a" else pytest.mark.slow) for a in ARCHS]
+)
 def test_vector_accesses_of_the_module(module, arch):
     check_vector_accesses(module, arch, set().union(*OPS.values()))
 

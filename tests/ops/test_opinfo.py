@@ -116,7 +116,8 @@ def exact(sample):
 
 def sampled():
     """Every backend and dtype; by default one dtype in Triton's interpreter, which is slow, and on Numba, which
-    compiles a kernel for each: another where an op's own tests take few of its cases there."""
+    compiles a kernel for each: another where an op's own tests take few of its cases there. "auto" is torch's own call
+    at most of these sizes: two dtypes."""
     for backend in (*BACKENDS, "auto"):
         for dtype in DTYPES:
             anew = backend == "numba" or (backend == "triton" and not GPU)
@@ -125,6 +126,7 @@ def sampled():
                 slow = anew and dtype != torch.float32 and not few
                 # hundreds of samples that differ in how torch computes them
                 slow = slow or ("chunked" in info.id and dtype != torch.float32)
+                slow = slow or (backend == "auto" and dtype in (torch.float64, torch.float16))
                 yield pytest.param(
                     backend,
                     dtype,
@@ -142,10 +144,13 @@ def test_samples(backend, dtype, name, info):
     if name == "avg_pool3d" and device == "cpu" and dtype.itemsize == 2:
         pytest.skip("torch's own avg_pool3d takes no 16-bit numbers on a CPU")
     samples = info.sample_inputs(device, dtype, requires_grad=True)
+    interpreted = backend == "triton" and not GPU
     if name in MANY_SAMPLES:
         samples = a_few(samples, 1 if backend == "auto" and dtype != torch.float32 else 4)
-        if backend == "triton" and not GPU:
+        if interpreted:
             samples = sorted(samples, key=lambda s: s.input.numel())[:2]
+    elif interpreted and name.startswith("conv"):
+        samples = sorted(samples, key=lambda s: s.input.numel() * s.args[0].numel())[:6]
     compare(name, info, backend, samples)
 
 
