@@ -6,6 +6,8 @@
 
 #include "vectors.h"
 
+#include "stream.h"
+
 // Terms that are added up in T before they join a sum in double: the error of a large window stays a small one's.
 constexpr int64_t TERMS = 32;
 
@@ -68,6 +70,50 @@ inline void lanes_taps(const T* x, const T* edge, int64_t stride, const T* by, i
     for (int v = 0; v < NV; ++v) sum[v] = loadv(own + v * W);
   }
   for (int v = 0; v < NV; ++v) narrowed(divisor == 1 ? sum[v] : sum[v] / divisor, y + v * W);
+}
+
+// NV vectors of lanes of an output: its taps of the rows that it takes, `at` elements from where they begin.
+template <class S, class T, int NV>
+inline void window_taps(const S* const* rows, const T* by_row, int64_t count, const int64_t* at, const T* by, int64_t n,
+                        int64_t l, T divisor, S* y) {
+  constexpr int64_t W = WIDTH<T>;
+  Vec<T> sum[NV] = {};
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t c = 0; c < n; ++c) {
+      const S* x = rows[i] + at[c] + l;
+      const T weight = by_row[i] * by[c];
+      for (int v = 0; v < NV; ++v) sum[v] += weight * widened(x + v * W);
+    }
+  for (int v = 0; v < NV; ++v) narrowed(divisor == 1 ? sum[v] : sum[v] / divisor, y + l + v * W);
+}
+
+// y = a row of outputs of at most WINDOW taps each, in whole vectors of lanes: x is read as it lies, once for each tap.
+constexpr int64_t WINDOW = 9;
+
+template <class S, class T>
+void row_windows(const Resample& a, int64_t b, const int32_t* d, const int32_t* h, T outer, S* y) {
+  constexpr int64_t W = WIDTH<T>;
+  const int64_t L = a.lanes, count = static_cast<int64_t>(d[1]) * h[1];
+  const T* weights = static_cast<const T*>(a.weights);
+  const S* rows[WINDOW];
+  T by_row[WINDOW];
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t p = i / h[1], q = i % h[1];
+    rows[i] = static_cast<const S*>(a.x) +
+              ((b * a.in[0] + inside(d[0] + p, a.in[0])) * a.in[1] + inside(h[0] + q, a.in[1])) * a.in[2] * L;
+    by_row[i] = weights[d[2] + p] * weights[h[2] + q];
+  }
+  const int32_t* table = a.table + 3 * (a.out[0] + a.out[1]);
+  const T* inner = a.divisors ? static_cast<const T*>(a.divisors) + a.out[0] + a.out[1] : nullptr;
+  for (int64_t ow = 0; ow < a.out[2]; ++ow, table += 3, y += L) {
+    int64_t at[WINDOW];
+    for (int64_t c = 0; c < table[1]; ++c) at[c] = inside(table[0] + c, a.in[2]) * L;
+    const T divisor = inner ? outer * inner[ow] : T(1);
+    const T* by = weights + table[2];
+    int64_t l = 0;
+    for (; l + 4 * W <= L; l += 4 * W) window_taps<S, T, 4>(rows, by_row, count, at, by, table[1], l, divisor, y);
+    for (; l < L; l += W) window_taps<S, T, 1>(rows, by_row, count, at, by, table[1], l, divisor, y);
+  }
 }
 
 // y = the taps of a row of W positions of L lanes; outer: the divisor of depth and height.
@@ -195,22 +241,29 @@ void rows(const Resample& a, int64_t begin, int64_t end, void* scratch) {
   T* const sum = buffer + n;
   T* const result = sum + n + 64;
   const T* const by = static_cast<const T*>(a.divisors);
+  const bool windows = a.lanes > 1 && a.lanes % WIDTH<T> == 0 && a.most[0] * a.most[1] * a.most[2] <= WINDOW;
   for (int64_t row = begin; row < end; ++row) {
     const int64_t oh = row % a.out[1], od = row / a.out[1] % a.out[0], b = row / a.out[1] / a.out[0];
     const int32_t* d = a.table + 3 * od;
     const int32_t* h = a.table + 3 * (a.out[0] + oh);
-    S* y = static_cast<S*>(a.y) + row * m;
+    S* const y = static_cast<S*>(a.y) + row * m;
+    const bool streaming = a.lanes > 1 && streams(a.streamed, y, m * sizeof(S));
+    S* const to = streaming ? reinterpret_cast<S*>(result) : y;
     if (row > begin && oh > 0 && !by && std::memcmp(h, h - 3, 3 * sizeof *h) == 0) {  // as nearest repeats rows
-      std::memcpy(y, y - m, m * sizeof(S));
-      continue;
+      if (!streaming) std::memcpy(y, y - m, m * sizeof(S));
+    } else {
+      const T outer = by ? by[od] * by[a.out[0] + oh] : T(1);
+      if (windows) {
+        row_windows<S, T>(a, b, d, h, outer, to);
+      } else {
+        const T* x = rows_sum<S, T>(a, b, d, h, buffer, sum, total);
+        if (a.lanes > 1) row_lanes<S, T>(a, x, outer, to);
+        else row_ones<S, T>(a, sum, outer, result, y);
+      }
     }
-    const T* x = rows_sum<S, T>(a, b, d, h, buffer, sum, total);
-    const T outer = by ? by[od] * by[a.out[0] + oh] : T(1);
-    if (a.lanes > 1)
-      row_lanes<S, T>(a, x, outer, y);
-    else
-      row_ones<S, T>(a, sum, outer, result, y);
+    if (streaming) stream(y, to, m * sizeof(S));
   }
+  if (a.streamed) drain();
 }
 
 const ResampleKernels TABLES[DTYPES] = {{rows<double, double>}, {rows<float, float>}, {rows<Bf16, float>},
