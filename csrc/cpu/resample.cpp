@@ -4,8 +4,6 @@
 #include <memory>
 #include <vector>
 
-#include "caches.h"
-
 namespace kernelzoo {
 namespace {
 
@@ -39,8 +37,6 @@ void resample(int dtype, Resample a, int threads) {
   const int64_t scratch = resample_scratch(a);
   const int64_t rows = a.batch * a.out[0] * a.out[1];
   const int64_t width = std::max(a.out[2], a.in[2]) * a.lanes;
-  const int64_t elements = a.batch * a.lanes * (a.in[0] * a.in[1] * a.in[2] + a.out[0] * a.out[1] * a.out[2]);
-  a.streamed = elements * ITEM[dtype] >= STREAMED;
   const int64_t step = width < SERIAL / 4 ? SERIAL / 4 / width : 1, tasks = ceil_div(rows, step);
   std::unique_ptr<Spread> spread;
   if (a.lanes == 1 && dtype != F64) spread.reset(new Spread(a));

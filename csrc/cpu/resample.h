@@ -21,7 +21,6 @@ struct Resample {
   const float* spread;   // (most[2], n): weights of the outputs' taps
   const int32_t* first;  // (n), n = outputs in whole vectors
   const int32_t* count;
-  bool streamed;  // y goes past the caches
 };
 
 struct ResampleKernels {
@@ -34,7 +33,7 @@ KERNELZOO_TABLES(ResampleKernels, resample)
 
 // Bytes: a converted row, the rows' sum, the same in double, and a row of results.
 inline int64_t resample_scratch(const Resample& a) {
-  return 8 * (3 * a.in[2] * a.lanes + 64 + ceil_div(a.out[2], 16) * 16 * a.lanes);
+  return 8 * (3 * a.in[2] * a.lanes + 64 + ceil_div(a.out[2], 16) * 16);
 }
 
 void resample(int dtype, Resample a, int threads);

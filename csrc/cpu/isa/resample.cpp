@@ -6,8 +6,6 @@
 
 #include "vectors.h"
 
-#include "stream.h"
-
 // Terms that are added up in T before they join a sum in double: the error of a large window stays a small one's.
 constexpr int64_t TERMS = 32;
 
@@ -247,23 +245,21 @@ void rows(const Resample& a, int64_t begin, int64_t end, void* scratch) {
     const int32_t* d = a.table + 3 * od;
     const int32_t* h = a.table + 3 * (a.out[0] + oh);
     S* const y = static_cast<S*>(a.y) + row * m;
-    const bool streaming = a.lanes > 1 && streams(a.streamed, y, m * sizeof(S));
-    S* const to = streaming ? reinterpret_cast<S*>(result) : y;
     if (row > begin && oh > 0 && !by && std::memcmp(h, h - 3, 3 * sizeof *h) == 0) {  // as nearest repeats rows
-      if (!streaming) std::memcpy(y, y - m, m * sizeof(S));
-    } else {
-      const T outer = by ? by[od] * by[a.out[0] + oh] : T(1);
-      if (windows) {
-        row_windows<S, T>(a, b, d, h, outer, to);
-      } else {
-        const T* x = rows_sum<S, T>(a, b, d, h, buffer, sum, total);
-        if (a.lanes > 1) row_lanes<S, T>(a, x, outer, to);
-        else row_ones<S, T>(a, sum, outer, result, y);
-      }
+      std::memcpy(y, y - m, m * sizeof(S));
+      continue;
     }
-    if (streaming) stream(y, to, m * sizeof(S));
+    const T outer = by ? by[od] * by[a.out[0] + oh] : T(1);
+    if (windows) {
+      row_windows<S, T>(a, b, d, h, outer, y);
+      continue;
+    }
+    const T* x = rows_sum<S, T>(a, b, d, h, buffer, sum, total);
+    if (a.lanes > 1)
+      row_lanes<S, T>(a, x, outer, y);
+    else
+      row_ones<S, T>(a, sum, outer, result, y);
   }
-  if (a.streamed) drain();
 }
 
 const ResampleKernels TABLES[DTYPES] = {{rows<double, double>}, {rows<float, float>}, {rows<Bf16, float>},
