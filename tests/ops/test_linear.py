@@ -4,11 +4,12 @@ import contextlib
 
 import pytest
 import torch
+from torch.nn import functional as T
 
 import kernelzoo as kz
 import kernelzoo.functional as F
 from kernelzoo.ops.activation import DEFINITIONS, parse
-from kernelzoo.verify import JUMPS, exact_or_normal
+from kernelzoo.verify import JUMPS, assert_as_good, exact_or_normal
 
 from ..harness import BACKENDS, Case, OpSuite, device_of, here, need
 
@@ -183,3 +184,16 @@ def test_bad_input(bad, error, says):
     assert says in str(caught.value)
     assert str(caught.value).startswith("linear: ")
     assert isinstance(caught.value, RuntimeError), "code that expects torch's type still catches it"
+
+
+@pytest.mark.parametrize("backend", ["cpp", "numba"])
+def test_a_long_sum_is_as_good_as_torchs(backend):
+    """Whichever library makes the product: one may add up its 768 terms one after the other."""
+    need(backend)
+    g = torch.Generator().manual_seed(1)
+    x, w, b = (torch.randn(s, generator=g) for s in ((512, 768), (1024, 768), (1024,)))
+    w /= 768**0.5
+    with kz.backend(backend):
+        ours = F.linear(x, w, b, act="relu")
+    exact = T.relu(T.linear(x.double(), w.double(), b.double()))
+    assert_as_good("linear", ours, T.relu(T.linear(x, w, b)), exact)
