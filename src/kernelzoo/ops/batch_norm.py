@@ -151,19 +151,8 @@ class BatchNormFunction(KernelFunction):
 
     @staticmethod
     def formula(
-        x,
-        weight,
-        bias,
-        residual,
-        running_mean,
-        running_var,
-        training,
-        momentum,
-        instances,
-        eps,
-        act,
-        keeps=False,
-    ):
+        x, weight, bias, residual, running_mean, running_var, training, momentum, instances, eps, act, keeps=False
+    ):  # fmt: skip
         normalise = T.instance_norm if instances else T.batch_norm
         y = normalise(x, running_mean, running_var, weight, bias, training, momentum, eps)
         if residual is not None:
@@ -391,19 +380,9 @@ def _normalise(
             raise
     instances = name == "instance_norm"
     given = (
-        x,
-        weight,
-        bias,
-        residual,
-        running_mean,
-        running_var,
-        training,
-        momentum,
-        instances,
-        eps,
-        act,
+        x, weight, bias, residual, running_mean, running_var, training, momentum, instances, eps, act,
         keep_residual,
-    )
+    )  # fmt: skip
     if not fits(name, *arguments, residual):
         explain(name, *arguments, residual)
         return BatchNormFunction.formula(*given)

@@ -430,9 +430,8 @@ def _conv_transpose(rank, x, weight, bias, options, act, residual):
 def _call(name, x, weight, bias, residual, g, act):
     unbatched = x.dim() == weight.dim() - 1
     if unbatched:
-        if (
-            g.groups > 1
-        ):  # torch's gradient to W is wrong where it and an unbatched x have the channels innermost
+        if g.groups > 1:
+            # torch's gradient to W is wrong where W and an unbatched x have the channels innermost
             x = x.contiguous()
         x = x.unsqueeze(0)
     if residual is not None:

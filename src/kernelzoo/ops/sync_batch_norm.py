@@ -141,19 +141,8 @@ def sync_batch_norm(
     explain(name, input, running_mean, running_var, weight, bias, True, momentum, eps, residual)
     backend, reason = "torch", "its kernels take no such dtypes"
     args = (
-        input,
-        weight,
-        bias,
-        residual,
-        running_mean,
-        running_var,
-        True,
-        momentum,
-        False,
-        eps,
-        act,
-        keep_residual,
-    )
+        input, weight, bias, residual, running_mean, running_var, True, momentum, False, eps, act, keep_residual,
+    )  # fmt: skip
     if local.served(input, running_mean, running_var, weight, bias, residual):
         tensors = [t for t in args if isinstance(t, torch.Tensor)]
         backend, reason = choose(local.BatchNormFunction, tensors, args)
