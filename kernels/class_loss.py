@@ -8,6 +8,7 @@ import math
 import torch
 
 from . import memory
+from .product import Products
 
 # Logits held at once. A chunk costs a read and a write of the weight's gradient (2 x 64 MB for 32000x512). 1024x512 to
 # 32000 classes, fp32: 8 MB 729 ms, 16 MB 590, 30 MB 577, 48 MB 581 (eager: 734).
@@ -24,6 +25,8 @@ class ClassLoss:
     """Launchers of one backend. x: contiguous (outer, C, inner); target: int64 (outer, inner), or probabilities of
     x's shape and dtype; weight: (C,) or None; stats: (3, outer, inner) of row maxima, log Σ exp(x - max) and Σ w q'.
     """
+
+    products = Products()
 
     def rows_fwd(self, x, target, weight, ignore_index, smoothing):
         """(loss, what counts for the mean's divisor, stats), each row's."""
@@ -125,6 +128,25 @@ class ClassLoss:
                     grad.mul_(dy)
         return grads
 
+    def _product(self, x, w, b):
+        if not _on_cpu(x):
+            return torch.mm(x, w.t()) if b is None else torch.addmm(b, x, w.t())
+        z, rest = self.products.biased(x, w, b)
+        return z if rest is None else z.add_(rest)
+
+    def _into(self, total, a, b, add=False):
+        """total = a @ b, or +=; fp16's in float32: gradients that are not yet divided by the mean's rows add up past
+        its 65504."""
+        if _on_cpu(a):
+            return self.products.add_matmul(total, a, b) if add else self.products.matmul(a, b, out=total)
+        if total.dtype == a.dtype:
+            return total.addmm_(a, b) if add else torch.mm(a, b, out=total)
+        if a.dtype == torch.float16 and not torch.version.hip:
+            product = torch.mm(a, b, out_dtype=torch.float32)
+        else:
+            product = torch.mm(a.to(total.dtype), b.to(total.dtype))
+        return total.add_(product) if add else total.copy_(product)
+
     def _mean_factor(self, x, target, weight, ignore_index, reduction):
         one = x.new_ones((), dtype=acc_dtype(x.dtype))
         if reduction != "mean":
@@ -153,7 +175,7 @@ class ClassLoss:
         for start in range(0, M, rows):
             part = slice(start, start + rows)
             xs, ts = x[part], target[part].reshape(-1, *target.shape[1:], 1)
-            z = _product(xs, w, b)
+            z = self._product(xs, w, b)
             if g is None:
                 loss_part, counts_part, _ = self.rows_fwd(z.unsqueeze(2), ts, weight, ignore_index, smoothing)
             else:
@@ -161,9 +183,9 @@ class ClassLoss:
                 loss_part, counts_part = self.rows_both(z, ts, weight, gs, ignore_index, smoothing)
             loss[part], counts[part] = loss_part.view(-1), counts_part.view(-1)
             if dx is not None:
-                dx[part] = _matmul(z, w)
+                self._into(dx[part], z, w)
             if dw is not None:
-                _accumulate(dw, z.t(), xs, first=start == 0)
+                self._into(dw, z.t(), xs, add=start > 0)
             if db is not None:
                 total = z.sum(0, dtype=grad_dtype)
                 db.copy_(total) if start == 0 else db.add_(total)
@@ -189,38 +211,6 @@ def _on_cpu(t):
 
 def _acc(weight, x):
     return None if weight is None else weight.to(acc_dtype(x.dtype))
-
-
-def _product(x, w, b):
-    if not _on_cpu(x):
-        return torch.mm(x, w.t()) if b is None else torch.addmm(b, x, w.t())
-    z, rest = memory.biased_product(x, w, b)
-    return z if rest is None else z.add_(rest)
-
-
-def _matmul(a, b):
-    """a @ b; fp16's in float32: gradients that are not yet divided by the mean's rows add up past its 65504."""
-    if _on_cpu(a):
-        return memory.matmul(*_widened(a, b))
-    if a.dtype == torch.float16 and not torch.version.hip:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return torch.mm(*_widened(a, b))
-
-
-def _widened(a, b):
-    return (a.float(), b.float()) if a.dtype == torch.float16 else (a, b)
-
-
-def _accumulate(total, a, b, first):
-    if _on_cpu(a):
-        a, b = _widened(a, b)
-    if total.dtype != a.dtype:
-        product = _matmul(a, b)
-        total.copy_(product) if first else total.add_(product)
-    elif first:
-        torch.mm(a, b, out=total)
-    else:
-        total.addmm_(a, b)
 
 
 def reduced(loss, counts, reduction, dtype):

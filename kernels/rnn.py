@@ -6,7 +6,7 @@ R rows in all, step after step, as PackedSequence.data; B sequences; G gates of 
 import torch
 from torch.nn.functional import layer_norm, pad
 
-from . import memory
+from .product import weight_gradient
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
@@ -47,7 +47,7 @@ def by_row(t, batch_sizes, R):
     return t.index_select(0, _steps(batch_sizes, R, t.device)[1])
 
 
-def backward(recurrence):
+def backward(recurrence, matmul=torch.mm):
     """The launcher rnn_bwd over a backend's
 
     recurrence(dout, dhn, dcn, out, h0, c0, w_hh, b_hn, w_hr, peephole, ln_weight, ln_cell, h_mask, zone_h, zone_c,
@@ -73,7 +73,7 @@ def backward(recurrence):
             h = previous(out, h0, batch_sizes, reverse)
             if h_mask is not None:
                 h = h * by_row(h_mask, batch_sizes, R)
-            dw_hh = _recurrent_weight(dgx if dgh is None else dgh, h, w_hh, GATES[mode], heads)
+            dw_hh = _recurrent_weight(dgx if dgh is None else dgh, h, w_hh, GATES[mode], heads, matmul)
         if need_db_hn or need_dln_weight:
             dscaled = dgx if dgh is None or ln_weight is not None else dgh  # of ln_weight * gh (+ b_hn)
             if mode == "gru" and ln_weight is not None:
@@ -94,7 +94,7 @@ def backward(recurrence):
                 dpeephole = torch.stack([_sum(di * c, dtype), _sum(df * c, dtype), _sum(do * c_new, dtype)])
             if need_dw_hr or need_dln_cell:
                 dw_hr, dln_cell = _cell_weights(
-                    dh_new, c_new, gates[:, 3 * H :], w_hr, ln_cell, eps, need_dw_hr, need_dln_cell
+                    dh_new, c_new, gates[:, 3 * H :], w_hr, ln_cell, eps, need_dw_hr, need_dln_cell, matmul
                 )
         return (
             dgx if need_dgx else None, dh0 if need_dh0 else None, dc0 if need_dc0 else None,
@@ -102,10 +102,6 @@ def backward(recurrence):
         )  # fmt: skip
 
     return rnn_bwd
-
-
-def _matmul(a, b):
-    return memory.matmul(a, b) if a.device.type == "cpu" else torch.mm(a, b)
 
 
 def _wide(t):
@@ -117,19 +113,19 @@ def _sum(t, dtype):
     return t.sum(0, dtype=torch.promote_types(t.dtype, torch.float32)).to(dtype)
 
 
-def _recurrent_weight(dgh, h, w_hh, G, heads):
+def _recurrent_weight(dgh, h, w_hh, G, heads, matmul):
     """dw_hh = dgh^T h, a head's rows by its features of h."""
     if heads == 1:
-        return memory.weight_gradient(dgh, h, w_hh, _matmul)
+        return weight_gradient(dgh, h, w_hh, matmul)
     if h.dtype == torch.float16 and h.device.type == "cpu":
-        return _recurrent_weight(dgh.float(), h.float(), w_hh, G, heads).half()
+        return _recurrent_weight(dgh.float(), h.float(), w_hh, G, heads, matmul).half()
     R, H, P = h.shape[0], w_hh.shape[0] // G, h.shape[1]
     dgh = dgh.view(R, G, heads, H // heads).permute(2, 1, 3, 0).reshape(heads, G * H // heads, R)
     dw = torch.bmm(dgh, h.view(R, heads, P // heads).transpose(0, 1))
     return dw.view(heads, G, H // heads, P // heads).transpose(0, 1).reshape(w_hh.shape)
 
 
-def _cell_weights(dh_new, c_new, o, w_hr, ln_cell, eps, need_dw_hr, need_dln_cell):
+def _cell_weights(dh_new, c_new, o, w_hr, ln_cell, eps, need_dw_hr, need_dln_cell, matmul):
     """(dw_hr, dln_cell) of h~ = w_hr m, m = o tanh(u), u = LN(c~)."""
     u = c_new
     if ln_cell is not None:
@@ -139,8 +135,8 @@ def _cell_weights(dh_new, c_new, o, w_hr, ln_cell, eps, need_dw_hr, need_dln_cel
     t = u.tanh()
     dw_hr = dln_cell = None
     if need_dw_hr:
-        dw_hr = memory.weight_gradient(dh_new, (o * t).to(dh_new.dtype), w_hr, _matmul)
+        dw_hr = weight_gradient(dh_new, (o * t).to(dh_new.dtype), w_hr, matmul)
     if need_dln_cell:
-        du = (dh_new if w_hr is None else _matmul(dh_new, w_hr)) * (o * (1 - t * t))
+        du = (dh_new if w_hr is None else matmul(dh_new, w_hr)) * (o * (1 - t * t))
         dln_cell = torch.stack((_sum(du * normal, o.dtype), _sum(du, o.dtype)))
     return dw_hr, dln_cell

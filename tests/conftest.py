@@ -51,16 +51,16 @@ def _seed():
 
 @pytest.fixture(autouse=True)
 def _poison(monkeypatch):
-    """torch.empty and the kept workspace hold NaN, so that what a kernel leaves unwritten shows."""
+    """torch.empty and the kept workspaces hold NaN, so that what a kernel leaves unwritten shows."""
     from kernelzoo.kernels import memory
 
-    def poisoned(shape, dtype):
-        scratch = workspace(shape, dtype)
-        scratch.view(torch.uint8).fill_(255)  # every floating type's NaN
+    def poisoned(name, size):
+        scratch = buffer(name, size)
+        scratch[:size].fill_(255)  # every floating type's NaN
         return scratch
 
-    workspace = memory.workspace
-    monkeypatch.setattr(memory, "workspace", poisoned)
+    buffer = memory._buffer
+    monkeypatch.setattr(memory, "_buffer", poisoned)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield

@@ -16,7 +16,17 @@ LANGUAGES = {
 # what launchers share
 SHARED = {
     f"kernelzoo.kernels.{name}"
-    for name in ("memory", "batch_norm", "class_loss", "conv", "elementwise_loss", "gated", "pool", "rnn")
+    for name in (
+        "memory",
+        "batch_norm",
+        "class_loss",
+        "conv",
+        "elementwise_loss",
+        "gated",
+        "pool",
+        "product",
+        "rnn",
+    )
 }
 STANDARD = {
     "ctypes",

@@ -15,6 +15,7 @@
 #include "bind/loss.h"
 #include "bind/norm.h"
 #include "bind/pool.h"
+#include "bind/product.h"
 #include "bind/rnn.h"
 #include "bind/rotary.h"
 #include "drivers.h"
@@ -89,6 +90,7 @@ PYBIND11_MODULE(_cpu, m) {
   bind_loss(m);
   bind_norm(m);
   bind_pool(m);
+  bind_product(m);
   bind_rnn(m);
   bind_rotary(m);
 }

@@ -2,8 +2,6 @@
 
 // Cells and features come in blocks of UNIT, a head's own; up to PANEL blocks of one gate make a panel, or one block of
 // all gates, so that a panel is as wide as the widest tile.
-template <class T>
-constexpr int64_t UNIT = LANES<T>;
 constexpr int64_t PANEL = 4;
 
 // Of functions that hold a block's arithmetic: a call left in a loop would make it scalar.
@@ -14,31 +12,6 @@ constexpr int64_t PANEL = 4;
 #endif
 
 constexpr int64_t gates_of(int mode) { return mode == RNN_LSTM ? 4 : mode == RNN_GRU ? 3 : 1; }
-
-// What a head's last block holds, which may be less than a UNIT: out of line, for a loop over any count, vectors and the
-// rest, at each place that reads or writes a block took a third of the compiler's time.
-template <class S, class T>
-__attribute__((noinline)) void get_some(const S* s, T* t, int64_t n) {
-  for (int64_t l = 0; l < UNIT<T>; ++l) t[l] = 0;
-  load(s, t, n);
-}
-template <class T, class S>
-__attribute__((noinline)) void put_some(const T* t, S* s, int64_t n) {
-  store(t, s, n);
-}
-
-// n elements at s, and zeros up to a block.
-template <class S, class T>
-inline void get(const S* s, T* t, int64_t n) {
-  if (n == UNIT<T>) return load(s, t, UNIT<T>);
-  get_some(s, t, n);
-}
-
-template <class T, class S>
-inline void put(const T* t, S* s, int64_t n) {
-  if (n == UNIT<T>) return store(t, s, UNIT<T>);
-  put_some(t, s, n);
-}
 
 struct Block {
   int64_t first, n;      // its features
@@ -111,51 +84,6 @@ struct Operands {
     }
   }
 };
-
-// One unit of the product, from element k of a row on.
-template <class P, class S>
-inline void units_of(const S* row, int64_t n, typename P::T* t) {
-  using T = typename P::T;
-  constexpr int64_t MOST = 16;
-  if constexpr (P::DOT) {
-    std::memset(t, 0, MOST * sizeof(T));
-    std::memcpy(t, row, (n < 2 * MOST ? n : 2 * MOST) * sizeof(S));
-  } else {
-    for (int64_t l = 0; l < MOST; ++l) t[l] = 0;
-    load(row, t, n < MOST ? n : MOST);
-  }
-}
-
-// to[k][l] = s[l][k], k in units: rows of weights, n <= UNIT of K elements each, as a block's columns.
-template <class P, class S>
-void pack_rows_as_columns(const S* s, int64_t stride, int64_t n, int64_t K, typename P::T* to, int64_t ld) {
-  using T = typename P::T;
-  alignas(64) T rows[16 * 16] = {}, columns[16 * 16];
-  const int64_t units = ceil_div(K, P::PAIR);
-  for (int64_t k = 0; k < units; k += 16) {
-    for (int64_t l = 0; l < n; ++l) units_of<P>(s + l * stride + k * P::PAIR, K - k * P::PAIR, rows + l * 16);
-    transpose(rows, 16, columns, 16, 16, 16);
-    const int64_t m = units - k < 16 ? units - k : 16;
-    for (int64_t i = 0; i < m; ++i) std::memcpy(to + (k + i) * ld, columns + i * 16, UNIT<T> * sizeof(T));
-  }
-}
-
-// to[k][l] = s[k][l], k in units: K rows of weights, n <= UNIT of their elements as a block's columns.
-template <class P, class S>
-void pack_columns(const S* s, int64_t stride, int64_t n, int64_t K, typename P::T* to, int64_t ld) {
-  using T = typename P::T;
-  for (int64_t k = 0; k < K; k += P::PAIR, s += P::PAIR * stride, to += ld) {
-    if constexpr (P::DOT) {
-      uint32_t pairs[UNIT<T>] = {};
-      for (int64_t l = 0; l < n; ++l) pairs[l] = s[l].bits;
-      if (k + 1 < K)
-        for (int64_t l = 0; l < n; ++l) pairs[l] |= static_cast<uint32_t>(s[stride + l].bits) << 16;
-      std::memcpy(to, pairs, sizeof pairs);
-    } else {
-      get(s, to, n);
-    }
-  }
-}
 
 // c (m, columns) = a b, m <= TILE_ROWS, of K units; b's and c's rows lie `columns` apart.
 template <class P>

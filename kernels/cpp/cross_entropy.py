@@ -6,6 +6,7 @@ from kernelzoo import _cpu
 from kernelzoo.kernels import memory
 from kernelzoo.kernels.class_loss import ClassLoss, acc_dtype
 from kernelzoo.kernels.cpp.native import DTYPES
+from kernelzoo.kernels.cpp.product import products
 
 
 def _address(t):
@@ -24,6 +25,8 @@ def _arguments(x, target, weight, ignore_index):
 
 
 class _Rows(ClassLoss):
+    products = products
+
     def rows_fwd(self, x, target, weight, ignore_index, smoothing):
         outer, C, inner = x.shape
         addresses, _kept = _arguments(x, target, weight, ignore_index)

@@ -1,15 +1,16 @@
-"""Linear layer with an activation on CPU: torch's matrix product, and one pass of ours over its result."""
+"""Linear layer with an activation on CPU: a matrix product, and one pass of ours over its result."""
 
 import torch
 
 from kernelzoo import _cpu
 from kernelzoo.kernels import memory
 from kernelzoo.kernels.cpp.native import ACTS, DTYPES
+from kernelzoo.kernels.cpp.product import products
 
 
 def linear_act_fwd(x, w, b, act, p0, p1, save_z):
     """z = x @ w.T + b, y = act(z). x (M, K), w (N, K), b (N,) or None, of any strides; y, z (M, N) contiguous."""
-    z, b = memory.biased_product(x, w, b)
+    z, b = products.biased(x, w, b)
     y = z
     if b is not None or act != "none":
         if save_z and act != "none":
@@ -52,6 +53,6 @@ def linear_act_bwd(dy, x, w, saved, act, p0, p1, need_dx, need_dw, need_db):
             p1,
             torch.get_num_threads(),
         )
-    dx = memory.matmul(dz, w) if need_dx else None
-    dw = memory.weight_gradient(dz, x, w, memory.matmul) if need_dw else None
+    dx = products.matmul(dz, w) if need_dx else None
+    dw = products.weight_gradient(dz, x, w) if need_dw else None
     return dx, dw, db

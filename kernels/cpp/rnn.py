@@ -5,6 +5,7 @@ import torch
 from kernelzoo import _cpu
 from kernelzoo.kernels import memory, rnn
 from kernelzoo.kernels.cpp.native import DTYPES
+from kernelzoo.kernels.cpp.product import products
 
 MODES = {"lstm": 0, "gru": 1, "rnn_tanh": 2, "rnn_relu": 3}
 
@@ -89,4 +90,4 @@ def _recurrence(dout, dhn, dcn, out, h0, c0, w_hh, b_hn, w_hr, peephole, ln_weig
     return dgx, dgh, dh0, dc0, dh_new
 
 
-rnn_bwd = rnn.backward(_recurrence)
+rnn_bwd = rnn.backward(_recurrence, products.matmul)

@@ -4,7 +4,7 @@ import torch
 
 from kernelzoo import _cuda
 from kernelzoo.kernels.cuda.native import ACTS, DTYPES, target
-from kernelzoo.kernels.memory import weight_gradient
+from kernelzoo.kernels.product import weight_gradient
 
 
 def linear_act_fwd(x, w, b, act, p0, p1, save_z):

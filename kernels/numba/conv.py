@@ -13,6 +13,7 @@ import torch
 
 from .. import memory
 from ..conv import channels_first, depthwise, ordered
+from ..product import Products
 from .arrays import STORAGE, kernel, launch, pointer, stack
 from .math import ROUNDED_LAMBD, activations, jit
 
@@ -139,7 +140,7 @@ def _dense(x, w, taps, groups, finish):
     by = w.reshape(groups, O // groups, -1).to(acc).mT
     row = 0
     for _, columns in _columns(x, kernel_size, taps, groups):
-        product = torch.bmm(columns, by) if groups > 1 else memory.matmul(columns[0], by[0])
+        product = torch.bmm(columns, by) if groups > 1 else Products().matmul(columns[0], by[0])
         rows = columns.shape[1]
         if groups > 1:
             product = product.transpose(0, 1).reshape(rows, O).contiguous()

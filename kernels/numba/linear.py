@@ -1,13 +1,15 @@
-"""y = act(x w^T + b): torch's matrix product, then one pass over its result in place; and the gradients."""
+"""y = act(x w^T + b): a matrix product, then one pass over its result in place; and the gradients."""
 
 import functools
 
 import torch
 
 from .. import memory
+from ..product import Products
 from .arrays import STORAGE, kernel, launch, pointer
 from .math import ROUNDED_LAMBD, activations
 
+products = Products()
 ROWS = 32  # of one partial sum of the bias gradient: fixed, so that the sum never depends on the threads
 
 
@@ -68,7 +70,7 @@ def _bwd_kernel(act, dtype):
 
 
 def linear_act_fwd(x, w, b, act, p0, p1, save_z):
-    z, b = memory.biased_product(x, w, b)
+    z, b = products.biased(x, w, b)
     if act == "none" and b is None:
         return z, None
     M, N = z.shape
@@ -86,8 +88,8 @@ def linear_act_bwd(dy, x, w, saved, act, p0, p1, need_dx, need_dw, need_db):
         dz, db = dy, dy.sum(0) if need_db else None
     else:
         dz, db = _dz_db(dy, saved, act, p0, p1)
-    dx = memory.matmul(dz, w) if need_dx else None
-    dw = memory.weight_gradient(dz, x, w, memory.matmul) if need_dw else None
+    dx = products.matmul(dz, w) if need_dx else None
+    dw = products.weight_gradient(dz, x, w) if need_dw else None
     return dx, dw, db if need_db else None
 
 

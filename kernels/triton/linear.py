@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ..memory import weight_gradient
+from ..product import weight_gradient
 from .math import INTERPRET, act_grad, act_value, narrow, widen
 from .runtime import STORAGE, acc_dtype, is_fast, launch_on, matmul_precision, target_of
 

@@ -71,7 +71,7 @@ def test_a_workspace_is_gone_before_it_grows(monkeypatch):
 
     monkeypatch.setattr(memory, "_kept", threading.local())
     memory.workspace((8,), torch.uint8)
-    small = weakref.ref(memory._kept.buffer)
+    small = weakref.ref(memory._kept.workspace)
     gone = []
 
     def empty(shape, dtype):

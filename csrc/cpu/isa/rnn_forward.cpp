@@ -6,6 +6,8 @@
 
 #include "../tile.h"
 
+#include "../pack.h"
+
 #include "../rnn_panels.h"
 
 #include "../rnn_layer.h"

@@ -15,7 +15,7 @@ from .core import (
     below,
     define,
     has_amx,
-    onednn_wins,
+    product_wins,
 )
 from .core.checks import same_device, same_dtype
 
@@ -53,15 +53,18 @@ SLOW_BF16 = ("gelu_tanh", "silu", "softplus", "mish")
 SMALL_GPU = 1 << 24
 
 
-# A bare product's floating-point operations from which oneDNN's gain shows over a call's cost.
+# A bare product's floating-point operations from which a faster product's gain shows over a call's cost; and where
+# torch's takes 10 to 100 times as long, as in 16 bits without the instructions for them.
 LARGE_PRODUCT = 1 << 27
+LARGE_PRODUCT_16 = 1 << 18
 
 
-def _bare(x, weight):
-    """Why a product with no activation is torch's own, or None: on an AMD CPU oneDNN's takes 0.7 of MKL's time."""
-    if x.device.type == "cpu" and x.dtype == torch.float32 and onednn_wins():
-        return "a small product" if below(2 * x.numel() * weight.size(0), LARGE_PRODUCT) else None
-    return "a bare product is torch's own"
+def _is_large(x, weight):
+    """Whether the kernels' product alone beats torch's by more than a call costs."""
+    if x.device.type != "cpu" or not product_wins(x.dtype):
+        return False
+    least = LARGE_PRODUCT if x.dtype == torch.float32 else LARGE_PRODUCT_16
+    return not below(2 * x.numel() * weight.size(0), least)
 
 
 class LinearAct(KernelFunction):
@@ -80,12 +83,14 @@ class LinearAct(KernelFunction):
     @staticmethod
     def rule(x, weight, bias, act):
         if act.name == "none":
-            return _bare(x, weight)
+            return None if _is_large(x, weight) else "a bare product is torch's own"
         if x.device.type != "cpu":
             if x.dtype.itemsize != 2:
                 return "float32 and float64 products on a GPU are cuBLAS's"
             few = below(x.numel() * weight.size(0), SMALL_GPU * weight.size(1))
             return "few outputs on a GPU" if few else None
+        if x.dtype.itemsize == 2 and _is_large(x, weight):
+            return None
         if below(x.numel() * weight.size(0), SMALL * weight.size(1)):
             return "few outputs on a CPU"
         if x.dtype == torch.bfloat16 and act.name not in SLOW_BF16 and not has_amx():

@@ -16,7 +16,7 @@ from .choice import (
 )
 from .function import KernelFunction, autocast_dtype, torch_serves
 from .random import draw_seed
-from .registry import define, onednn_wins
+from .registry import define, product_wins
 
 __all__ = [
     "FRESH",
@@ -35,7 +35,7 @@ __all__ = [
     "has_amx",
     "has_avx512",
     "leaves_to_torch",
-    "onednn_wins",
+    "product_wins",
     "torch_serves",
     "trace",
 ]

@@ -20,9 +20,11 @@ def launcher(backend, module, name):
 
 
 @choice._fixed
-def onednn_wins():
-    """Whether the kernels' fp32 products on this CPU are faster than torch.mm (kernels/memory.py)."""
-    return importlib.import_module("kernelzoo.kernels.memory").onednn_wins()
+def product_wins(dtype):
+    """Whether "auto"'s products of a dtype are faster than torch's on this CPU (kernels/product.py)."""
+    if choice.missing("cpp"):
+        return importlib.import_module("kernelzoo.kernels.product").Products().wins(dtype)
+    return importlib.import_module("kernelzoo.kernels.cpp.product").products.wins(dtype)
 
 
 def define(schema, module, fake, prepare=None):
