@@ -10,8 +10,10 @@ READY := .venv/.ready
 PIP := $(RUN) -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 # pip compiles all on one core, packages' tests and transformers' hundreds of models as well, which few import
 BYTECODE := $(RUN) -m compileall -qq -j $(JOBS) -x '/tests?/|transformers/models/' .venv/lib .venv/peers || true
-# What the extras of a developer ask for: pip fetches it while the native modules are compiled.
-EXTRAS := import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+# What the build asks for, and what a developer's extras do: pip fetches these while the native modules are compiled.
+FILE := import tomllib; f = tomllib.load(open('pyproject.toml', 'rb'));
+BUILD := $(FILE) print(*f['build-system']['requires'], sep='\n')
+EXTRAS := $(FILE) p = f['project']; \
 	print(*p['dependencies'], *(r for e in 'train bench hf dev'.split() for r in p['optional-dependencies'][e]), sep='\n')
 NATIVE := pyproject.toml constraints.txt setup.py $(shell find csrc -type f)
 CPU_KERNELS := $(RUN) -c "import kernelzoo as kz; print('cpp' if kz.backends()['cpp'].available else 'numba')"
@@ -22,7 +24,7 @@ BENCH := $(if $(OPS),--ops=$(OPS)) $(if $(OUT),--out=$(OUT))
 
 $(READY): $(NATIVE)
 	$(PYTHON) -m venv .venv
-	$(PIP) 'setuptools>=77' 'pybind11>=2.12'
+	$(RUN) -c "$(BUILD)" | $(PIP) -r /dev/stdin
 	$(RUN) setup.py build_ext --inplace & $(RUN) -c "$(EXTRAS)" | $(PIP) -r /dev/stdin && wait $$!
 	$(PIP) --no-deps --no-build-isolation -e .
 	$(PIP) --no-deps --target .venv/peers torchvision timm

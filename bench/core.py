@@ -28,6 +28,7 @@ BASELINES = ("eager", "compile")  # the targets' ratios are to the best of these
 FLUSH_BYTES = 256 << 20  # several times the largest L2
 HEAD_START = 4_000_000  # cycles, about 2 ms: the host has queued a whole step before the device begins it
 MIN_ROUNDS, MAX_ROUNDS = 9, 200
+LONG_ROUND, FEW_ROUNDS = 10.0, 3  # seconds; a peer without instructions for a dtype takes minutes a row
 SECONDS_A_ROW = 1.0 if GPU else 3.0
 
 
@@ -244,12 +245,15 @@ class Rounds:
         self.done += 1
 
     def how_many(self, budget=SECONDS_A_ROW):
-        """Warm up with three rounds, then say how many fit the budget."""
-        start = time.perf_counter()
-        for _ in range(3):
+        """Warm up with three rounds, or one that is long, then say how many fit the budget."""
+        start, before = time.perf_counter(), self.done
+        a_round = 0.0
+        while self.done < before + 3 and a_round < LONG_ROUND:
             self.turn()
-        a_round = (time.perf_counter() - start) / 3
+            a_round = (time.perf_counter() - start) / (self.done - before)
         self.seconds = {name: [] for name in self.timers}
+        if a_round >= LONG_ROUND:
+            return FEW_ROUNDS
         return max(MIN_ROUNDS, min(MAX_ROUNDS, int(budget / a_round)))
 
 

@@ -51,17 +51,18 @@ _kept = threading.local()
 def workspace(shape, dtype):
     """A contiguous scratch tensor of undefined contents, this thread's until its next call; never a result."""
     size = torch.Size(shape).numel() * dtype.itemsize
-    if size > KEPT_BYTES:
-        return empty(shape, dtype)
     return _buffer("workspace", size)[:size].view(dtype).view(shape)
 
 
 def product_scratch(size):
-    """The address of `size` bytes, aligned to 64: a product's own, whose operands may lie in the workspace."""
-    return -(-_buffer("product", size + 64).data_ptr() // 64) * 64
+    """Scratch of `size` bytes and 64 to align it: a product's own, whose operands may lie in the workspace."""
+    return _buffer("product", size + 64)
 
 
 def _buffer(name, size):
+    """At least `size` bytes."""
+    if size > KEPT_BYTES:
+        return empty((size,), torch.uint8)
     buffer = getattr(_kept, name, None)
     if buffer is None or buffer.numel() < size:
         buffer = None

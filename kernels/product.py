@@ -51,7 +51,8 @@ class Products:
         return False
 
     def run(self, a, b, bias, out, add=False):
-        """out = a @ b + bias, or out += a @ b; out is contiguous, of a's dtype or float32."""
+        """out = a @ b + bias, or out += a @ b, for what `serves` lets pass. out is contiguous, of a's dtype or float32,
+        and float32 where it is added to."""
         raise NotImplementedError
 
     def matmul(self, a, b, out=None):

@@ -28,7 +28,9 @@ class Packed(Products):
         )  # MKL was not measured where it serves its maker's processors
 
     def serves(self, a, b):
-        if not (_is_avx2() and self.wins(a.dtype)):
+        if not (_is_avx2() and self.wins(a.dtype)):  # without the first what wins is oneDNN's
+            return False
+        if a.dtype != b.dtype or a.shape[1] != b.shape[0]:  # torch's error says so
             return False
         wide = a.dtype == torch.float32
         if min(a.shape[0], b.shape[1]) < (LEAST_ROWS if wide else LEAST_ROWS_16):
@@ -36,7 +38,11 @@ class Packed(Products):
         return flops(a, b) >= (LEAST_FLOPS if wide else LEAST_FLOPS_16)
 
     def run(self, a, b, bias, out, add=False):
-        bias = None if bias is None else bias.contiguous()
+        a, b = (
+            a.resolve_neg(),
+            b.resolve_neg(),
+        )  # of an imaginary part; what is made contiguous has it resolved
+        bias = None if bias is None else bias.contiguous().resolve_neg()
         call = _cpu.Product(
             *out.shape,
             a.shape[1],
@@ -51,7 +57,7 @@ class Packed(Products):
         )
         dtype, threads = DTYPES[a.dtype], torch.get_num_threads()
         scratch = memory.product_scratch(_cpu.product_scratch(call, dtype, threads))
-        _cpu.product(call, scratch, dtype, threads)
+        _cpu.product(call, -(-scratch.data_ptr() // 64) * 64, dtype, threads)
         return out
 
 

@@ -20,6 +20,7 @@ from .math import ROUNDED_LAMBD, activations, jit
 # Elements of a block of columns: 4 MB of float32.
 COLUMNS = 1 << 20
 CHANNELS = 64  # that a direct kernel sums at once: a literal, as the sums lie on its stack
+products = Products()
 PARTS = 64  # the most sums of depthwise weight gradients of their own
 
 
@@ -140,7 +141,7 @@ def _dense(x, w, taps, groups, finish):
     by = w.reshape(groups, O // groups, -1).to(acc).mT
     row = 0
     for _, columns in _columns(x, kernel_size, taps, groups):
-        product = torch.bmm(columns, by) if groups > 1 else Products().matmul(columns[0], by[0])
+        product = torch.bmm(columns, by) if groups > 1 else products.matmul(columns[0], by[0])
         rows = columns.shape[1]
         if groups > 1:
             product = product.transpose(0, 1).reshape(rows, O).contiguous()

@@ -13,7 +13,7 @@ from ..harness import need
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # M, K, N: one element; less than a tile, one, and a part of another; sums of one part, of one and a bit, of several;
-# several blocks of rows; more columns than a strip has
+# several blocks of rows; two strips of columns
 SIZES = [
     (1, 1, 1),
     (5, 7, 9),
@@ -22,7 +22,7 @@ SIZES = [
     (13, 392, 70),
     (200, 800, 100),
     (300, 24, 18),
-    (16, 900, 1700),
+    (16, 768, 1500),
 ]
 
 
@@ -38,11 +38,17 @@ def _apart(m, n, g):
     return torch.randn(m, 2, n, 3, generator=g)[:, 1, :, 1]
 
 
-LAYOUTS = {"rows": _rows, "columns": _columns, "apart": _apart}
+def _expanded(m, n, g):
+    return torch.randn(m, 1, generator=g).expand(m, n)
+
+
+LAYOUTS = {"rows": _rows, "columns": _columns, "apart": _apart, "expanded": _expanded}
 
 
 def like(t, dtype):
-    """t in a dtype, its strides kept where it is dense and elsewhere too."""
+    """t in a dtype, with its strides."""
+    if 0 in t.stride():
+        return t[:, :1].to(dtype).expand(t.shape)
     return torch.empty_strided(t.shape, t.stride(), dtype=dtype).copy_(t)
 
 
@@ -69,6 +75,28 @@ def test_as_good_as_torchs(isa, own, size, dtype):
         assert_as_good("product", own(a, b, None, torch.empty(M, N)), wide, exact)
         added = own(a, b, None, before.clone(), add=True)
         assert_as_good("product", added, before + wide, before.double() + exact)
+
+
+def test_a_negative_bit_is_seen(own):
+    x = torch.randn(20, 30, dtype=torch.complex64).conj().imag
+    b, bias = torch.randn(30, 16), torch.randn(16, dtype=torch.complex64).conj().imag
+    assert x.is_neg()
+    torch.testing.assert_close(own(x, b, bias, torch.empty(20, 16)), torch.addmm(bias, x, b))
+
+
+@pytest.mark.parametrize("K", [256, 300, 384, 512, 768, 2048])
+def test_sums_of_one_sign_err_no_more_than_torchs(own, K):
+    """Where every term rounds the same way, an error grows with the terms that are added up one after the other."""
+    from kernelzoo.kernels.cpp.product import products
+
+    if not products.serves(torch.empty(512, K), torch.empty(K, 256)):
+        pytest.skip("products of this processor are torch's")
+    g = torch.Generator().manual_seed(K)
+    for a, b in itertools.product(
+        (torch.full((512, K), 0.1), torch.full((512, K), 1 / 3), torch.rand(512, K, generator=g)),
+        (torch.full((K, 256), 0.3), torch.randn(K, 256, generator=g).abs()),
+    ):
+        assert_as_good("product", own(a, b, None, torch.empty(512, 256)), a @ b, a.double() @ b.double())
 
 
 def test_writes_its_result_alone(isa, own):
@@ -112,7 +140,7 @@ def test_scratch_holds_what_is_written(own, monkeypatch):
 
     def scratch(size):
         given.append((torch.full((size + 64 + guard,), 123, dtype=torch.uint8), size))
-        return -(-given[-1][0].data_ptr() // 64) * 64
+        return given[-1][0]
 
     monkeypatch.setattr(memory, "product_scratch", scratch)
     torch.set_num_threads(5)
@@ -153,6 +181,8 @@ def test_which_are_own(chosen, dtype):
 
     assert ran(256, 512, 300) == (0 if dtype == torch.float64 else 3)
     assert ran(16, 64, 64) == (3 if dtype.itemsize == 2 else 0)
+    with pytest.raises(RuntimeError):
+        products.matmul(torch.randn(256, 512).to(dtype), torch.randn(511, 300).to(dtype))
     assert ran(1, 512, 512) == (1 if dtype.itemsize == 2 else 0)  # the weight's, whose sums have one term
 
 

@@ -18,7 +18,8 @@ kernelzoo::Pool pool_of(int64_t batch, int64_t lanes, const Sizes& in, const Siz
   kernelzoo::Pool a = {};
   a.batch = batch, a.lanes = lanes, a.stride = stride, a.padding = padding, a.index_kind = index_kind;
   std::copy(in.begin(), in.end(), a.in), std::copy(out.begin(), out.end(), a.out);
-  std::copy(most.begin(), most.end(), a.most), std::copy(kernel.begin(), kernel.end(), a.kernel), std::copy(dilation.begin(), dilation.end(), a.dilation);
+  std::copy(most.begin(), most.end(), a.most), std::copy(kernel.begin(), kernel.end(), a.kernel);
+  std::copy(dilation.begin(), dilation.end(), a.dilation);
   a.reach = pointer<int32_t>(reach), a.covers = pointer<int32_t>(covers), a.index = pointer(index);
   return a;
 }

@@ -14,7 +14,7 @@ constexpr int64_t COLUMNS = NV * W;
 
 // ---- packing
 
-constexpr int64_t EARLY_ROWS = 4, EARLY_BYTES = 256;
+constexpr int64_t EARLY_ROWS = 4, EARLY_BYTES = 256;  // what is asked for ahead of its use
 
 template <class S>
 inline void fetch(const S* row, int64_t n) {
@@ -107,99 +107,113 @@ inline void multiply_add(Vec<float>& c, Vec<float> a, Vec<float> b) {
 #endif
 }
 
-// out (R, COLUMNS), ld apart, = a b, + sums (as out) and bias unless null. What comes after b is fetched, `pace` elements
-// of it for every UNROLLED of k.
-constexpr int64_t UNROLLED = 4;
+// Terms that are added up one after the other. Up to here an error is MKL's; in sums of 384 it was up to three times that.
+constexpr int64_t FOLD = 192, UNROLLED = 4;
 
+// out (R, COLUMNS), ld apart, = a b, + sums and bias unless null. What comes after b is fetched, `pace` elements of it for
+// every UNROLLED of k.
 template <int R, class S>
 void tile(int64_t count, const float* a, const float* b, const float* ahead, int64_t pace, const float* sums,
-          const float* bias, S* out, int64_t ld) {
-  Vec<float> acc[R][NV];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) acc[r][v] = Vec<float>{};
+          int64_t sums_ld, const float* bias, S* out, int64_t ld) {
   // On its way while the sums are made: what a tile reads and writes lies on lines of R rows, which no prefetch of the
   // processor's follows.
   for (int r = 0; r < R; ++r)
     for (int64_t c = 0; c < COLUMNS; c += 16) {
-      if (sums) __builtin_prefetch(sums + r * ld + c);
+      if (sums) __builtin_prefetch(sums + r * sums_ld + c);
       __builtin_prefetch(out + r * ld + c, 1);
     }
-  const auto step = [&](int64_t k) __attribute__((always_inline)) {
-    Vec<float> bv[NV];
+  const int64_t folds = ceil_div(count, FOLD), most = ceil_div(ceil_div(count, folds), UNROLLED) * UNROLLED;
+  float folded[R * COLUMNS];
+  for (int64_t left = count; left > 0; left -= most) {
+    Vec<float> acc[R][NV];
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) bv[v] = loadv(b + k * COLUMNS + v * W);
+    for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const Vec<float> av = splat(a[k * TILE_ROWS + r]);
+      for (int v = 0; v < NV; ++v) acc[r][v] = Vec<float>{};
+    const auto step = [&](int64_t k) __attribute__((always_inline)) {
+      Vec<float> bv[NV];
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) multiply_add(acc[r][v], av, bv[v]);
-    }
-  };
-  int64_t k = 0;
-  for (; k + UNROLLED <= count; k += UNROLLED, a += UNROLLED * TILE_ROWS, b += UNROLLED * COLUMNS, ahead += pace) {
-    __builtin_prefetch(ahead, 0, 2);
+      for (int v = 0; v < NV; ++v) bv[v] = loadv(b + k * COLUMNS + v * W);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const Vec<float> av = splat(a[k * TILE_ROWS + r]);
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) multiply_add(acc[r][v], av, bv[v]);
+      }
+    };
+    const int64_t terms = left < most ? left : most;
+    int64_t k = 0;
+    for (; k + UNROLLED <= terms; k += UNROLLED, a += UNROLLED * TILE_ROWS, b += UNROLLED * COLUMNS, ahead += pace) {
+      __builtin_prefetch(ahead, 0, 2);
 #pragma GCC unroll 4
-    for (int64_t u = 0; u < UNROLLED; ++u) step(u);
-  }
-#pragma GCC unroll 1
-  for (; k < count; ++k, a += TILE_ROWS, b += COLUMNS) step(0);
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) {
-      if (sums) acc[r][v] += loadv(sums + r * ld + v * W);
-      if (bias) acc[r][v] += loadv(bias + v * W);
-      narrowed(acc[r][v], out + r * ld + v * W);
+      for (int64_t u = 0; u < UNROLLED; ++u) step(u);
     }
+#pragma GCC unroll 1
+    for (; k < terms; ++k, a += TILE_ROWS, b += COLUMNS) step(0);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) {
+        float* const before = folded + r * COLUMNS + v * W;
+        if (left < count) acc[r][v] += loadv(before);
+        if (left > most) {
+          storev(before, acc[r][v]);
+          continue;
+        }
+        if (sums) acc[r][v] += loadv(sums + r * sums_ld + v * W);
+        if (bias) acc[r][v] += loadv(bias + v * W);
+        narrowed(acc[r][v], out + r * ld + v * W);
+      }
+  }
 }
 
 template <class S>
 constexpr decltype(&tile<1, S>) TILES[TILE_ROWS] = {tile<1, S>, tile<2, S>, tile<3, S>,
                                                     tile<4, S>, tile<5, S>, tile<6, S>};
 
+// m rows of a panel of n columns.
 template <class S>
-void tiles(int64_t m, int64_t n, int64_t count, const float* rows, const float* panel, const float* sums,
-           const float* bias, S* out, int64_t ld) {
-  // the next panel, a part of it with every tile, in whole lines
+void panel_rows(int64_t m, int64_t n, int64_t count, const float* rows, const float* panel, const float* sums,
+                int64_t sums_ld, const float* bias, S* out, int64_t ld) {
+  // of the next panel every tile fetches its part
   const int64_t parts = ceil_div(m, TILE_ROWS), pace = ceil_div(UNROLLED * COLUMNS, parts);
   const float* ahead = panel + count * COLUMNS;
   for (int64_t r = 0; r < m; r += TILE_ROWS, ahead += ceil_div(count, UNROLLED) * pace) {
     const int64_t some = m - r < TILE_ROWS ? m - r : TILE_ROWS;
-    const float* const before = sums ? sums + r * ld : nullptr;
+    const float* const before = sums ? sums + r * sums_ld : nullptr;
     if (n == COLUMNS) {
-      TILES<S>[some - 1](count, rows + r * count, panel, ahead, pace, before, bias, out + r * ld, ld);
+      TILES<S>[some - 1](count, rows + r * count, panel, ahead, pace, before, sums_ld, bias, out + r * ld, ld);
       continue;
     }
     float edge[TILE_ROWS * COLUMNS];
-    TILES<float>[some - 1](count, rows + r * count, panel, ahead, pace, nullptr, bias, edge, COLUMNS);
+    TILES<float>[some - 1](count, rows + r * count, panel, ahead, pace, nullptr, 0, bias, edge, COLUMNS);
     for (int64_t i = 0; i < some; ++i) {
       float* const line = edge + i * COLUMNS;
-      for (int64_t c = 0; sums && c < n; ++c) line[c] += before[i * ld + c];
+      for (int64_t c = 0; sums && c < n; ++c) line[c] += before[i * sums_ld + c];
       store(line, out + (r + i) * ld, n);
     }
   }
 }
 
 template <class S>
-void block(const Product& p, int64_t i, int64_t m, int64_t j, int64_t n, int64_t count, const float* rows,
-           const float* panels, float* sums, ProductStep step) {
-  for (int64_t c = 0; c < n; c += COLUMNS) {
-    const int64_t some = n - c < COLUMNS ? n - c : COLUMNS, at = i * p.N + j + c;
-    const float* const before = step.first ? nullptr : sums + at;
+void block(const Product& p, int64_t i, int64_t m, int64_t j, int64_t from, int64_t to, int64_t count,
+           const float* rows, const float* panels, const ProductSums& sums) {
+  for (int64_t c = from; c < to; c += COLUMNS) {
+    const int64_t n = to - c < COLUMNS ? to - c : COLUMNS, at = i * p.N + j + c;
+    float* const here = sums.p + i * sums.ld + c;
+    const float* const before = sums.first ? nullptr : here;
     const float* const panel = panels + c * count;
-    if (!step.last) {
-      tiles(m, some, count, rows, panel, before, nullptr, sums + at, p.N);
+    if (!sums.last) {
+      panel_rows(m, n, count, rows, panel, before, sums.ld, nullptr, here, sums.ld);
       continue;
     }
     float bias[COLUMNS] = {};
-    if (p.bias) load(static_cast<const S*>(p.bias) + j + c, bias, some);
+    if (p.bias) load(static_cast<const S*>(p.bias) + j + c, bias, n);
     const float* const last = p.bias ? bias : nullptr;
     if (p.wide) {
-      tiles(m, some, count, rows, panel, before, last, static_cast<float*>(p.c) + at, p.N);
+      panel_rows(m, n, count, rows, panel, before, sums.ld, last, static_cast<float*>(p.c) + at, p.N);
     } else {
-      tiles(m, some, count, rows, panel, before, last, static_cast<S*>(p.c) + at, p.N);
+      panel_rows(m, n, count, rows, panel, before, sums.ld, last, static_cast<S*>(p.c) + at, p.N);
     }
   }
 }

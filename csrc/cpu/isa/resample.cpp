@@ -11,18 +11,30 @@ constexpr int64_t TERMS = 32;
 
 inline int64_t inside(int64_t i, int64_t size) { return i < size ? i : size - 1; }
 
+// Row i of the window behind (od, oh): of sample b's x, and its weight.
+template <class S, class T>
+struct Row {
+  const S* x;
+  T by;
+
+  Row(const Resample& a, int64_t b, const int32_t* d, const int32_t* h, int64_t i) {
+    const int64_t p = i / h[1], q = i % h[1];
+    const T* weights = static_cast<const T*>(a.weights);
+    const int64_t row = (b * a.in[0] + inside(d[0] + p, a.in[0])) * a.in[1] + inside(h[0] + q, a.in[1]);
+    x = static_cast<const S*>(a.x) + row * a.in[2] * a.lanes;
+    by = weights[d[2] + p] * weights[h[2] + q];
+  }
+};
+
 // The weighted sum of the rows of x, of n = W L elements, behind (od, oh): a row of x itself, or `sum`.
 template <class S, class T>
 const T* rows_sum(const Resample& a, int64_t b, const int32_t* d, const int32_t* h, T* buffer, T* sum, double* total) {
-  const T* weights = static_cast<const T*>(a.weights);
   const int64_t n = a.in[2] * a.lanes, rows = static_cast<int64_t>(d[1]) * h[1];
   if (rows == 0) std::memset(sum, 0, n * sizeof(T));
   for (int64_t i = 0; i < rows; ++i) {
-    const int64_t p = i / h[1], q = i % h[1];
-    const S* row = static_cast<const S*>(a.x) +
-                   ((b * a.in[0] + inside(d[0] + p, a.in[0])) * a.in[1] + inside(h[0] + q, a.in[1])) * n;
-    const T by = weights[d[2] + p] * weights[h[2] + q];
-    const T* x = loaded(row, buffer, n);
+    const Row<S, T> row(a, b, d, h, i);
+    const T by = row.by;
+    const T* x = loaded(row.x, buffer, n);
     if (rows == 1 && by == 1 && a.lanes > 1) return x;
     if (i % TERMS == 0) {
 #pragma omp simd
@@ -96,10 +108,9 @@ void row_windows(const Resample& a, int64_t b, const int32_t* d, const int32_t* 
   const S* rows[WINDOW];
   T by_row[WINDOW];
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t p = i / h[1], q = i % h[1];
-    rows[i] = static_cast<const S*>(a.x) +
-              ((b * a.in[0] + inside(d[0] + p, a.in[0])) * a.in[1] + inside(h[0] + q, a.in[1])) * a.in[2] * L;
-    by_row[i] = weights[d[2] + p] * weights[h[2] + q];
+    const Row<S, T> row(a, b, d, h, i);
+    rows[i] = row.x;
+    by_row[i] = row.by;
   }
   const int32_t* table = a.table + 3 * (a.out[0] + a.out[1]);
   const T* inner = a.divisors ? static_cast<const T*>(a.divisors) + a.out[0] + a.out[1] : nullptr;

@@ -59,12 +59,13 @@ LARGE_PRODUCT = 1 << 27
 LARGE_PRODUCT_16 = 1 << 18
 
 
-def _is_large(x, weight):
-    """Whether the kernels' product alone beats torch's by more than a call costs."""
-    if x.device.type != "cpu" or not product_wins(x.dtype):
+def _is_large(x, weight, dtype):
+    """Whether the kernels' product alone, in a dtype, beats torch's by more than a call costs."""
+    if x.device.type != "cpu" or not product_wins(dtype):
         return False
-    least = LARGE_PRODUCT if x.dtype == torch.float32 else LARGE_PRODUCT_16
-    return not below(2 * x.numel() * weight.size(0), least)
+    return not below(
+        2 * x.numel() * weight.size(0), LARGE_PRODUCT_16 if dtype.itemsize == 2 else LARGE_PRODUCT
+    )
 
 
 class LinearAct(KernelFunction):
@@ -82,14 +83,15 @@ class LinearAct(KernelFunction):
 
     @staticmethod
     def rule(x, weight, bias, act):
+        dtype = autocast_dtype(x) or x.dtype  # asked before the arguments are cast, and after
         if act.name == "none":
-            return None if _is_large(x, weight) else "a bare product is torch's own"
+            return None if _is_large(x, weight, dtype) else "a bare product is torch's own"
         if x.device.type != "cpu":
             if x.dtype.itemsize != 2:
                 return "float32 and float64 products on a GPU are cuBLAS's"
             few = below(x.numel() * weight.size(0), SMALL_GPU * weight.size(1))
             return "few outputs on a GPU" if few else None
-        if x.dtype.itemsize == 2 and _is_large(x, weight):
+        if dtype.itemsize == 2 and _is_large(x, weight, dtype):
             return None
         if below(x.numel() * weight.size(0), SMALL * weight.size(1)):
             return "few outputs on a CPU"
