@@ -197,3 +197,14 @@ def test_a_long_sum_is_as_good_as_torchs(backend):
         ours = F.linear(x, w, b, act="tanh")
     exact = torch.tanh(T.linear(x.double(), w.double(), b.double()))
     assert_as_good("linear", ours, torch.tanh(T.linear(x, w, b)), exact)
+
+
+@pytest.mark.parametrize("act", [None, "relu"])
+def test_rule_knows_what_autocast_will_make_of_it(act, monkeypatch):
+    """Asked before the arguments are cast, it answers for the dtype that they get."""
+    module = kz.ops.linear
+    monkeypatch.setattr(module, "product_wins", lambda dtype: dtype == torch.bfloat16)
+    given = torch.randn(64, 128), torch.randn(256, 128), None, parse("linear", act)
+    assert module.LinearAct.rule(*given)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module.LinearAct.rule(*given) is None
