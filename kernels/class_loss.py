@@ -8,7 +8,7 @@ import math
 import torch
 
 from . import memory
-from .product import Products
+from .product import products
 
 # Logits held at once. A chunk costs a read and a write of the weight's gradient (2 x 64 MB for 32000x512). 1024x512 to
 # 32000 classes, fp32: 8 MB 729 ms, 16 MB 590, 30 MB 577, 48 MB 581 (eager: 734).
@@ -26,7 +26,7 @@ class ClassLoss:
     x's shape and dtype; weight: (C,) or None; stats: (3, outer, inner) of row maxima, log Σ exp(x - max) and Σ w q'.
     """
 
-    products = Products()
+    products = products
 
     def rows_fwd(self, x, target, weight, ignore_index, smoothing):
         """(loss, what counts for the mean's divisor, stats), each row's."""

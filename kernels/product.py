@@ -65,11 +65,10 @@ class Products:
             return product.half() if out is None else out.copy_(product)
         if _through_onednn(a, b):
             product = torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
-            return product if out is None else out.copy_(product)
-        if out is not None and out.dtype == a.dtype:
-            return torch.mm(a, b, out=out)
-        product = torch.mm(a, b, out=_result(a, b))
-        return product if out is None else out.copy_(product)
+        else:
+            fits = out is not None and out.dtype == a.dtype
+            product = torch.mm(a, b, out=out if fits else _result(a, b))
+        return product if out is None or product is out else out.copy_(product)
 
     def add_matmul(self, total, a, b):
         """total += a @ b. total is contiguous, of their dtype or float32."""
@@ -99,6 +98,9 @@ class Products:
 
     def weight_gradient(self, dz, x, w):
         return weight_gradient(dz, x, w, self.matmul)
+
+
+products = Products()
 
 
 def _result(a, b):

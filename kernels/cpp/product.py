@@ -23,9 +23,8 @@ class Packed(Products):
     def wins(self, dtype):
         if not _is_avx2() or dtype == torch.float64:
             return super().wins(dtype)
-        return (
-            dtype != torch.float32 or is_amd()
-        )  # MKL was not measured where it serves its maker's processors
+        # MKL was not measured on its maker's processors
+        return dtype != torch.float32 or is_amd()
 
     def serves(self, a, b):
         if not (_is_avx2() and self.wins(a.dtype)):  # without the first what wins is oneDNN's
@@ -38,10 +37,8 @@ class Packed(Products):
         return flops(a, b) >= (LEAST_FLOPS if wide else LEAST_FLOPS_16)
 
     def run(self, a, b, bias, out, add=False):
-        a, b = (
-            a.resolve_neg(),
-            b.resolve_neg(),
-        )  # of an imaginary part; what is made contiguous has it resolved
+        # the negative bit of an imaginary part, which is not in its memory
+        a, b = a.resolve_neg(), b.resolve_neg()
         bias = None if bias is None else bias.contiguous().resolve_neg()
         call = _cpu.Product(
             *out.shape,

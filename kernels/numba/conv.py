@@ -13,14 +13,13 @@ import torch
 
 from .. import memory
 from ..conv import channels_first, depthwise, ordered
-from ..product import Products
+from ..product import products
 from .arrays import STORAGE, kernel, launch, pointer, stack
 from .math import ROUNDED_LAMBD, activations, jit
 
 # Elements of a block of columns: 4 MB of float32.
 COLUMNS = 1 << 20
 CHANNELS = 64  # that a direct kernel sums at once: a literal, as the sums lie on its stack
-products = Products()
 PARTS = 64  # the most sums of depthwise weight gradients of their own
 
 

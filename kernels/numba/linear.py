@@ -5,11 +5,10 @@ import functools
 import torch
 
 from .. import memory
-from ..product import Products
+from ..product import products
 from .arrays import STORAGE, kernel, launch, pointer
 from .math import ROUNDED_LAMBD, activations
 
-products = Products()
 ROWS = 32  # of one partial sum of the bias gradient: fixed, so that the sum never depends on the threads
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .. import memory, rnn
-from ..product import Products
+from ..product import products
 from . import rnn_bwd as bwd
 from . import rnn_fwd as fwd
 from . import rnn_steps as place
@@ -167,4 +167,4 @@ def _recurrence(
     return tuple(_narrow(t, stored) for t in (dgx, dgh, dh, dc, saved_dh_new))
 
 
-rnn_bwd = rnn.backward(_recurrence, Products().matmul)
+rnn_bwd = rnn.backward(_recurrence, products.matmul)

@@ -103,6 +103,7 @@ class TestRNN(OpSuite):
         case("gru", "h_mask", "heads", sizes=PACKED),
         case("gru", "no_bias", "norm", T=1, again=True),
         case("rnn_tanh", "h_mask", sizes=PACKED),
+        # of 3 steps x's gradient has 9 elements, whose largest error may by chance be twice torch's
         case("rnn_tanh", "norm", "zone", "reverse", T=9, B=1, H=7, again=True),
         case("rnn_relu", "reverse"),
         case("rnn_relu", "heads", "zone", sizes=PACKED, again=True),

@@ -63,9 +63,8 @@ def _is_large(x, weight, dtype):
     """Whether the kernels' product alone, in a dtype, beats torch's by more than a call costs."""
     if x.device.type != "cpu" or not product_wins(dtype):
         return False
-    return not below(
-        2 * x.numel() * weight.size(0), LARGE_PRODUCT_16 if dtype.itemsize == 2 else LARGE_PRODUCT
-    )
+    least = LARGE_PRODUCT_16 if dtype.itemsize == 2 else LARGE_PRODUCT
+    return not below(2 * x.numel() * weight.size(0), least)
 
 
 class LinearAct(KernelFunction):

@@ -22,9 +22,8 @@ def launcher(backend, module, name):
 @choice._fixed
 def product_wins(dtype):
     """Whether "auto"'s products of a dtype are faster than torch's on this CPU (kernels/product.py)."""
-    if choice.missing("cpp"):
-        return importlib.import_module("kernelzoo.kernels.product").Products().wins(dtype)
-    return importlib.import_module("kernelzoo.kernels.cpp.product").products.wins(dtype)
+    module = "product" if choice.missing("cpp") else "cpp.product"
+    return importlib.import_module(f"kernelzoo.kernels.{module}").products.wins(dtype)
 
 
 def define(schema, module, fake, prepare=None):
